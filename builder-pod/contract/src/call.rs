@@ -1,0 +1,120 @@
+//! What the builder asks of the courier, over a Unix socket.
+//!
+//! One call per connection: the builder connects, sends one frame, reads one frame. A frame is a length (u32, big
+//! endian, at most [`MAX_FRAME`]) and that many bytes of JSON. A call that moves a blob carries one file descriptor
+//! with its first byte (`SCM_RIGHTS`). The exception is [`Call::Attach`]: its connection stays open for as long as the
+//! builder lives; the courier sends [`Reply::Stop`] on it, and takes its end for the builder's death.
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::image::{Descriptor, ResolvedImage};
+use crate::journal::Event;
+
+/// Bytes of a frame at most: an image config (4 MiB at most) in JSON quotes.
+pub const MAX_FRAME: u32 = 16 << 20;
+
+/// What the builder asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "call")]
+pub enum Call {
+    /// The builder is there. Answered with [`Reply::Done`]; then the connection stays open (see the module).
+    Attach {
+        /// [`crate::VERSION`].
+        version: u32,
+    },
+    /// Pin a reference to the manifest of one platform. Answered with [`Reply::Resolved`].
+    Resolve {
+        /// As the Dockerfile has it (`alpine`, `host/repo:tag`, `name@sha256:…`).
+        reference: String,
+        /// `os/arch[/variant]`.
+        platform: String,
+    },
+    /// Write a blob of a resolved image, as stored (compressed), into the descriptor that comes along (a pipe's write
+    /// end). The courier closes it at the end; a short or wrong blob is an error reply. Answered with [`Reply::Done`].
+    ReadBlob {
+        /// [`ResolvedImage::pinned`].
+        image: String,
+        /// The blob.
+        blob: Descriptor,
+    },
+    /// The output needs this blob. The descriptor that comes along is a readable, seekable file with its bytes; the
+    /// courier reads it with `pread`, as often as it has to. Answered with [`Reply::Stored`].
+    PutBlob {
+        /// The blob.
+        blob: Descriptor,
+    },
+    /// The output needs this blob of a resolved image: mounted, copied from registry to registry, or there already.
+    /// Answered with [`Reply::Stored`].
+    PutBaseBlob {
+        /// [`ResolvedImage::pinned`].
+        image: String,
+        /// The blob.
+        blob: Descriptor,
+    },
+    /// All is there: compose the manifest, push it by digest, get the permit, move the tags, verify, report.
+    /// Answered with [`Reply::Committed`].
+    Commit {
+        /// The image config: exact bytes, JSON.
+        config: String,
+        /// Layers from the bottom up; each was put before.
+        layers: Vec<Descriptor>,
+    },
+    /// Something happened. Answered with [`Reply::Done`] once it is in the journal.
+    Event {
+        /// What.
+        event: Event,
+    },
+    /// The build failed: write it into journal and report. Answered with [`Reply::Done`] when the report is written.
+    Fail {
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// What the courier answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "reply")]
+pub enum Reply {
+    /// Done, nothing to say.
+    Done,
+    /// See [`Call::Resolve`].
+    Resolved {
+        /// The pinned image.
+        image: ResolvedImage,
+    },
+    /// See [`Call::PutBlob`].
+    Stored {
+        /// How it came to be there.
+        how: Stored,
+    },
+    /// See [`Call::Commit`].
+    Committed {
+        /// Digest of the manifest.
+        digest: String,
+        /// The references that now name it.
+        references: Vec<String>,
+    },
+    /// It did not work; for the reasons of registries and policy.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+    /// On an attached connection: the attempt is no longer wanted; kill the step and call [`Call::Fail`].
+    Stop {
+        /// A word of [`crate::reason`].
+        reason: String,
+    },
+}
+
+/// How a blob came to be in the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stored {
+    /// It was there.
+    Present,
+    /// Mounted from another repository of the registry.
+    Mounted,
+    /// Sent.
+    Uploaded,
+}

@@ -1,0 +1,25 @@
+//! What operator, builder and courier say to one another. Plain data and pure functions; no IO.
+//!
+//! | module | from | to | how it travels |
+//! |---|---|---|---|
+//! | [`request`] | operator or CLI | courier, builder | immutable ConfigMap mounted at [`paths::REQUEST`] |
+//! | [`call`] | builder | courier | Unix socket at [`paths::SOCKET`] |
+//! | [`journal`] | courier | operator | the courier's stdout, one JSON event per line |
+//! | [`control`] | operator | courier | pod annotations seen through a downwardAPI volume |
+//! | [`report`] | courier | operator | the courier's termination message |
+
+pub mod call;
+pub mod control;
+pub mod failure;
+pub mod image;
+pub mod journal;
+pub mod paths;
+pub mod report;
+pub mod request;
+pub mod text;
+
+pub use failure::{Failure, FailureClass, reason};
+pub use image::Descriptor;
+
+/// Version of everything in this crate. A peer that speaks another version is refused by name, never guessed at.
+pub const VERSION: u32 = 1;

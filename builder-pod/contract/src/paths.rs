@@ -1,0 +1,32 @@
+//! Where things are mounted inside the builder pod. Operator, courier and builder must agree on these.
+
+/// Directory of the request ConfigMap (read-only, courier and build).
+pub const REQUEST_DIR: &str = "/kiln/request";
+/// Key of the request in its ConfigMap, and its file name below [`REQUEST_DIR`].
+pub const REQUEST_KEY: &str = "request.json";
+/// The request as a file.
+pub const REQUEST: &str = "/kiln/request/request.json";
+/// Directory of the courier's socket: an emptyDir of its own, in courier and build only.
+pub const SOCKET_DIR: &str = "/kiln/socket";
+/// The courier's Unix socket.
+pub const SOCKET: &str = "/kiln/socket/courier.sock";
+/// Directory of the downwardAPI volume (courier only).
+pub const CONTROL_DIR: &str = "/kiln/control";
+/// File below [`CONTROL_DIR`] that carries the annotation [`crate::control::PERMIT_ANNOTATION`].
+pub const PERMIT_FILE: &str = "permit";
+/// File below [`CONTROL_DIR`] that carries the annotation [`crate::control::STOP_ANNOTATION`].
+pub const STOP_FILE: &str = "stop";
+/// Parent of the registry credentials (courier only): `<AUTH_DIR>/<n>/config.json`, one per Secret.
+pub const AUTH_DIR: &str = "/kiln/auth";
+/// File name of a `kubernetes.io/dockerconfigjson` Secret below its directory in [`AUTH_DIR`].
+pub const AUTH_FILE: &str = "config.json";
+/// The courier's own small state (restart marker, journal position): an emptyDir, courier only.
+pub const STATE_DIR: &str = "/kiln/state";
+/// The builder's workspace: an emptyDir on a real file system, build only.
+pub const WORK_DIR: &str = "/kiln/work";
+/// Where the kubelet reads the termination message from.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Name of the courier container.
+pub const COURIER_CONTAINER: &str = "courier";
+/// Name of the build container.
+pub const BUILD_CONTAINER: &str = "build";

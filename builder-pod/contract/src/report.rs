@@ -1,0 +1,99 @@
+//! The attempt's last word: the courier's termination message. A valid report decides, whatever exit code or phase.
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::text::{tail, truncate};
+
+/// Bytes of a report at most: the kubelet keeps 4 KiB per container and 12 KiB per pod, and other containers may speak.
+pub const MAX_REPORT: usize = 2048;
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// [`crate::VERSION`].
+    pub version: u32,
+    /// [`crate::request::BuildRequest::attempt`].
+    pub attempt: String,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// The tags name this image; the registry was asked and agreed.
+    Succeeded(Pushed),
+    /// It did not come to that.
+    Failed(Failure),
+}
+
+/// The image that was pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pushed {
+    /// The first reference with the tag.
+    pub reference: String,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Bytes of config and layers together, as stored (compressed).
+    pub size: u64,
+}
+
+impl Report {
+    /// JSON of at most [`MAX_REPORT`] bytes: the log tail, then the message, are shortened until it fits.
+    pub fn to_json(&self) -> String {
+        let mut report = self.clone();
+        for budget in [1200, 800, 400, 200, 0] {
+            let json = serde_json::to_string(&report).unwrap_or_default();
+            if json.len() <= MAX_REPORT {
+                return json;
+            }
+            if let Outcome::Failed(failure) = &mut report.outcome {
+                failure.log_tail = match failure.log_tail.take() {
+                    Some(text) if budget > 0 => Some(tail(&text, budget / 2).to_owned()),
+                    _ => None,
+                };
+                failure.message = truncate(&failure.message, budget.max(120));
+            }
+        }
+        serde_json::to_string(&report).unwrap_or_default()
+    }
+
+    /// Reads a termination message; `None` when it is not a report of this version for `attempt`.
+    pub fn parse(message: &str, attempt: &str) -> Option<Self> {
+        let report: Self = serde_json::from_str(message).ok()?;
+        (report.version == crate::VERSION && report.attempt == attempt).then_some(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::{FailureClass, reason};
+
+    #[test]
+    fn a_report_always_fits_and_reads_back() {
+        let failure = Failure::new(FailureClass::User, reason::STEP_FAILED, "\"x\"".repeat(600))
+            .with_log_tail(&"line \"quoted\" \n".repeat(400));
+        let report = Report { version: 1, attempt: "u-1-1".into(), outcome: Outcome::Failed(failure) };
+        let json = report.to_json();
+        assert!(json.len() <= MAX_REPORT, "{}", json.len());
+        let back = Report::parse(&json, "u-1-1").expect("it reads back");
+        assert!(matches!(back.outcome, Outcome::Failed(f) if f.reason == "StepFailed"));
+    }
+
+    #[test]
+    fn a_report_of_another_attempt_or_no_report_is_none() {
+        let report = Report {
+            version: 1,
+            attempt: "a".into(),
+            outcome: Outcome::Succeeded(Pushed { reference: "r".into(), digest: "d".into(), size: 1 }),
+        };
+        assert!(Report::parse(&report.to_json(), "b").is_none());
+        assert!(Report::parse("{}", "a").is_none());
+        assert!(Report::parse("panicked at", "a").is_none());
+    }
+}

@@ -1,0 +1,167 @@
+//! What is to be built: written once by the operator (or the CLI), read by courier and builder.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One attempt at one build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BuildRequest {
+    /// [`crate::VERSION`].
+    pub version: u32,
+    /// Names this attempt in journal, permit and report; unique for all time (`<uid>-<run>-<attempt>`).
+    pub attempt: String,
+    /// Where the files come from.
+    pub source: Source,
+    /// The build context's root within the source; `.` for all of it.
+    pub context_dir: String,
+    /// The Dockerfile's path within the context.
+    pub dockerfile: String,
+    /// The stage to build; the last one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Build arguments.
+    #[serde(default)]
+    pub args: BTreeMap<String, String>,
+    /// Labels that are added to the image's config.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `os/arch[/variant]`.
+    pub platform: String,
+    /// Where the image goes.
+    pub output: Output,
+    /// How steps are kept apart from the builder.
+    pub isolation: Isolation,
+    /// Seconds until the builder gives up; counted from its own start.
+    pub timeout_seconds: u64,
+    /// Mirrors and plain-HTTP registries.
+    #[serde(default)]
+    pub registries: Registries,
+}
+
+/// Where the build context comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// Small files carried in the request itself (inline and ConfigMap sources).
+    Files(Vec<File>),
+    /// A directory of this machine (`kiln build DIR`).
+    Directory(String),
+}
+
+/// A file of the context.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct File {
+    /// Relative path, `/`-separated, without `..`.
+    pub path: String,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// What is in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Content {
+    /// UTF-8 text as it is.
+    Text(String),
+    /// Bytes in standard base64 with padding (a ConfigMap's `binaryData`).
+    Base64(String),
+}
+
+/// Where the image goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Output {
+    /// Push to a registry. All references name one repository; the image is pushed by digest, and the tags move last.
+    Registry {
+        /// `host/repository:tag`, normalised, the first is the one that users are told.
+        references: Vec<String>,
+        /// Whether the operator's permit is needed before a tag moves.
+        permit: bool,
+    },
+    /// An OCI image layout in a directory.
+    OciLayout {
+        /// The directory; made when absent.
+        path: String,
+        /// Recorded as `org.opencontainers.image.ref.name` and `io.containerd.image.name`.
+        references: Vec<String>,
+    },
+    /// An OCI image layout in a tar archive.
+    OciArchive {
+        /// The file.
+        path: String,
+        /// As above.
+        references: Vec<String>,
+    },
+}
+
+/// How steps are kept apart from the builder (design section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// The pod has a user namespace of its own; steps get a part of its ids.
+    UserNamespace,
+    /// The pod has the host's ids; steps get a high range of them.
+    HostRange,
+}
+
+impl Isolation {
+    /// The word that spec and status use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UserNamespace => "UserNamespace",
+            Self::HostRange => "HostRange",
+        }
+    }
+}
+
+/// Mirrors and plain-HTTP registries, from the cluster's settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Registries {
+    /// Tried in order before the registry itself.
+    #[serde(default)]
+    pub mirrors: Vec<Mirror>,
+    /// `host[:port]` of registries that are talked to over plain HTTP.
+    #[serde(default)]
+    pub insecure: Vec<String>,
+}
+
+/// Other places that serve a registry's images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mirror {
+    /// The registry as image names have it (`docker.io`).
+    pub registry: String,
+    /// `host[:port][/prefix]` of each mirror; plain HTTP when the host is in [`Registries::insecure`].
+    pub mirrors: Vec<String>,
+}
+
+/// Bytes of a request at most: a ConfigMap holds 1 MiB, and inline sources are limited to 512 KiB.
+pub const MAX_REQUEST: usize = 1 << 20;
+
+impl BuildRequest {
+    /// Reads a request and checks its version.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes, in words.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() > MAX_REQUEST {
+            return Err(format!(
+                "the request has {} bytes, more than the {MAX_REQUEST} allowed",
+                bytes.len()
+            ));
+        }
+        let request: Self =
+            serde_json::from_slice(bytes).map_err(|e| format!("the request is not valid: {e}"))?;
+        if request.version != crate::VERSION {
+            return Err(format!(
+                "the request has version {}, this program speaks version {}; operator and builder image must be of one release",
+                request.version,
+                crate::VERSION
+            ));
+        }
+        Ok(request)
+    }
+}

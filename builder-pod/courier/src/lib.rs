@@ -1,0 +1,1 @@
+//! The only process of a build that holds credentials: registries, journal, permit, report

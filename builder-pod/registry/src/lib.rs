@@ -1,0 +1,1 @@
+//! Pull, push, mount, retry and authentication against OCI registries

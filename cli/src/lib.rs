@@ -1,0 +1,1 @@
+//! kiln build on a plain machine, with the engine that the builder pod runs

@@ -1,0 +1,1 @@
+//! Watches ImageBuilds, decides, creates builder pods, writes status
