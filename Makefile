@@ -27,7 +27,7 @@ images: ## Kiln's own images, built by Kiln, into target/images
 	@scripts/images
 
 crds: ## Write the CRDs anew from the types in crds/
-	cargo run --quiet --package kiln-api --bin crdgen
+	@scripts/crds
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -5,8 +5,9 @@ cg_v2() { [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; }
 
 # v2 hands controllers to children one level at a time; some (cpuset in containers, say) may not be ours to hand on.
 cg_delegate() {
-  local c
-  for c in $(cat /sys/fs/cgroup/cgroup.controllers); do
+  local c controllers
+  read -ra controllers < /sys/fs/cgroup/cgroup.controllers
+  for c in "${controllers[@]}"; do
     echo "+$c" > /sys/fs/cgroup/cgroup.subtree_control 2> /dev/null || echo "cgroup: controller $c can't be delegated" >&2
   done
 }
@@ -22,7 +23,7 @@ cg_enter() {
   all=$(cat /proc/self/cgroup)          # once: it changes while we move
   while IFS=: read -r _ ctrl path; do
     name=${ctrl#name=}
-    [ -n "$name" ] && [ -d "/sys/fs/cgroup/$name" ] || continue
+    if [ -z "$name" ] || [ ! -d "/sys/fs/cgroup/$name" ]; then continue; fi
     dir=/sys/fs/cgroup/$name${path%/}/$1
     mkdir -p "$dir"
     if [[ ,$name, == *,cpuset,* ]]; then    # a new cpuset is empty and admits nobody
@@ -43,7 +44,7 @@ cg_remount() {
   fi
   umount -R -l /sys; mount -t sysfs sysfs /sys; mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
   while IFS=: read -r _ ctrl _; do
-    [ -n "$ctrl" ] && [ -z "${seen[$ctrl]:-}" ] || continue
+    if [ -z "$ctrl" ] || [ -n "${seen[$ctrl]:-}" ]; then continue; fi
     seen[$ctrl]=1; mkdir "/sys/fs/cgroup/${ctrl#name=}"
     case $ctrl in
       name=*) mount -t cgroup -o "none,$ctrl" cgroup "/sys/fs/cgroup/${ctrl#name=}" ;;

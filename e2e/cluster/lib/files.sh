@@ -4,7 +4,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cp -L /etc/resolv.conf "$STATE/resolv.machine" 2> /dev/null || : > "$STATE/resolv.machine"
 printf 'nameserver %s\noptions timeout:2 attempts:2\n' "$SLIRP_DNS" > "$STATE/resolv.in"
-printf '%s\n' '127.0.0.1 localhost' "$CP_IP ${REGISTRY%:*}" "$AUTH_IP ${REGISTRY_AUTH%:*}" > "$STATE/hosts"
+{ cat /etc/hosts; printf '%s\n' "$CP_IP ${REGISTRY%:*}" "$AUTH_IP ${REGISTRY_AUTH%:*}"; } > "$STATE/hosts"
 
 registry() { # name, address, auth section
   mkdir -p "$STATE/$1"
