@@ -9,6 +9,7 @@ pub mod directives;
 mod dockerfile;
 mod error;
 pub mod expand;
+mod expansion;
 mod glob;
 mod heredoc;
 pub mod ignore;
