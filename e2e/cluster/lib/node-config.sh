@@ -12,12 +12,12 @@ for r in "$REGISTRY" "$REGISTRY_AUTH"; do
   printf 'server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$r" "$r" > "$dir/certs.d/$r/hosts.toml"
 done
 
-# restrict_oom_score_adj: root without CAP_SYS_RESOURCE may not lower it, and pause containers ask for that.
+# The opt plugin would make /opt/containerd on the machine. restrict_oom_score_adj: root without CAP_SYS_RESOURCE may not lower it, and pause containers ask for that.
 cat > "$dir/containerd.toml" << C
 version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.erofs", "io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp"]
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.erofs", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp"]
 [grpc]
   address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.cri.v1.images".pinned_images]
