@@ -6,7 +6,6 @@
 //! verified; credentials go to the registry (or its token service over TLS) and nowhere else.
 
 mod auth;
-mod blob;
 mod client;
 mod credentials;
 mod error;
@@ -20,7 +19,6 @@ mod pull;
 mod push;
 mod retry;
 mod transport;
-mod upload;
 
 pub use client::{Client, Mirror, Options, Registries};
 pub use credentials::Credentials;
