@@ -1,0 +1,94 @@
+//! The courier's program: paths are those of the builder pod, flags are for tests.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::Parser;
+use kiln_contract::paths;
+use kiln_contract::report::{Outcome, Report};
+use kiln_contract::request::BuildRequest;
+use kiln_courier::{Options, serve};
+use kiln_registry::Credentials;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Talks to registries for a build, keeps its journal and writes its report.
+#[derive(Debug, Parser)]
+#[command(name = "kiln-courier", version)]
+struct Args {
+    /// The build request.
+    #[arg(long, default_value = paths::REQUEST)]
+    request: PathBuf,
+    /// Where to listen for the builder.
+    #[arg(long, default_value = paths::SOCKET)]
+    socket: PathBuf,
+    /// Directory with `permit` and `stop`.
+    #[arg(long, default_value = paths::CONTROL_DIR)]
+    control: PathBuf,
+    /// Directory with registry credentials, one directory per Secret.
+    #[arg(long, default_value = paths::AUTH_DIR)]
+    auth: PathBuf,
+    /// Directory for what survives a restart.
+    #[arg(long, default_value = paths::STATE_DIR)]
+    state: PathBuf,
+    /// Where the report goes.
+    #[arg(long, default_value = paths::TERMINATION_LOG)]
+    report: PathBuf,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn run(args: Args) -> Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let bytes =
+        std::fs::read(&args.request).with_context(|| format!("reading {}", args.request.display()))?;
+    let request = BuildRequest::parse(&bytes).map_err(|text| anyhow!(text))?;
+    let attempt = request.attempt.clone();
+    let shutdown = CancellationToken::new();
+    let mut term = signal(SignalKind::terminate())?;
+    let token = shutdown.clone();
+    let waiting = tokio::spawn(async move {
+        term.recv().await;
+        token.cancel();
+    });
+    let options = Options {
+        request,
+        socket: args.socket,
+        credentials: Credentials::below(
+            args.auth,
+            paths::AUTH_FILE,
+            "the imagePullSecrets of the build's service account",
+        ),
+        ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
+        control: Some(args.control),
+        state_dir: Some(args.state),
+        report: Some(args.report.clone()),
+        sink: Box::new(|line| {
+            let mut out = std::io::stdout().lock();
+            out.write_all(line.as_bytes())?;
+            out.write_all(b"\n")?;
+            out.flush()
+        }),
+    };
+    let served = serve(options, shutdown).await;
+    waiting.abort();
+    if let Err(failure) = &served {
+        // Nobody else can say why there is no courier.
+        let outcome = Outcome::Failed(failure.clone());
+        let report = Report { version: kiln_contract::VERSION, attempt, outcome };
+        std::fs::write(&args.report, report.to_json()).context("writing the report")?;
+    }
+    served.map(drop).map_err(|failure| anyhow!("{failure}"))
+}

@@ -1,0 +1,294 @@
+//! The socket: one task per connection, one call per connection, and the connection that stands for the builder's life.
+
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kiln_contract::call::{Call, Reply};
+use kiln_contract::failure::{Failure, FailureClass, reason};
+use kiln_contract::journal::{Event, HEARTBEAT_SECONDS};
+use kiln_contract::report::Outcome;
+use kiln_contract::request::BuildRequest;
+use kiln_registry::{Client, Credentials, Mirror, Registries, RetryPolicy};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::{Control, POLL};
+use crate::failure::{Purpose, internal, of_registry};
+use crate::journal::{Journal, Sink};
+use crate::output::{Bytestream, Target};
+use crate::session::{Files, Saved, Session};
+use crate::{commit, wire};
+
+/// Connections at once: the builder has a handful of transfers under way, and events.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a peer may take to send its call or take its answer.
+const FRAME_WAIT: Duration = Duration::from_secs(60);
+
+/// What a courier is started with.
+pub struct Options {
+    /// What is built.
+    pub request: BuildRequest,
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// Where logins are.
+    pub credentials: Credentials,
+    /// Certificates that are trusted beside the bundled roots.
+    pub ca_bundle: Option<PathBuf>,
+    /// The downwardAPI volume; none on a plain machine.
+    pub control: Option<PathBuf>,
+    /// A directory for what survives a restart; none on a plain machine.
+    pub state_dir: Option<PathBuf>,
+    /// The termination message; none on a plain machine.
+    pub report: Option<PathBuf>,
+    /// Takes the journal's lines.
+    pub sink: Sink,
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// How it ended.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The outcome, where there was one.
+    pub outcome: Option<Outcome>,
+}
+
+/// Serves one attempt until `shutdown`.
+///
+/// # Errors
+/// It could not start; nobody listens then.
+pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Served, Failure> {
+    let attempt = options.request.attempt.clone();
+    let saved_at = options.state_dir.as_ref().map(|d| d.join("state.json"));
+    let before: Option<Saved> = saved_at
+        .as_ref()
+        .and_then(|path| std::fs::read(path).ok())
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let registries = &options.request.registries;
+    let client = Client::new(kiln_registry::Options {
+        registries: Registries {
+            mirrors: registries
+                .mirrors
+                .iter()
+                .map(|m| Mirror { registry: m.registry.clone(), mirrors: m.mirrors.clone() })
+                .collect(),
+            insecure: registries.insecure.clone(),
+        },
+        credentials: options.credentials,
+        retry: RetryPolicy::default(),
+        ca_bundle: options.ca_bundle,
+    })
+    .map_err(|e| of_registry(&e, Purpose::Push))?;
+    let target = Target::new(&options.request.output)?;
+    let control = Control::new(options.control, &attempt);
+    let state = before.as_ref().map(|s| s.state.clone()).unwrap_or_default();
+    let session = Arc::new(Session::new(
+        options.request,
+        client,
+        target,
+        control,
+        Journal::new(options.sink, state),
+        Files { saved: saved_at, report: options.report },
+    ));
+    let listener = UnixListener::bind(&options.socket)
+        .or_else(|_| {
+            // Left by a courier that was restarted.
+            let _ = std::fs::remove_file(&options.socket);
+            UnixListener::bind(&options.socket)
+        })
+        .map_err(|e| internal(format!("listening at {}: {e}", options.socket.display())))?;
+    let open = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(&options.socket, open).map_err(|e| internal(e.to_string()))?;
+    match before {
+        Some(saved) => restarted(session.clone(), saved),
+        None => session.event(Event::CourierStarted { attempt })?,
+    }
+    let attached = Arc::new(AtomicBool::new(false));
+    let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    let mut heartbeat = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
+    heartbeat.tick().await;
+    let mut look = tokio::time::interval(POLL);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = heartbeat.tick() => {
+                if session.outcome().is_none() && let Err(failure) = session.event(Event::Heartbeat) {
+                    tracing::error!(%failure, "heartbeat");
+                }
+            }
+            _ = look.tick() => look_for_stop(&session, &attached).await,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let Ok(slot) = slots.clone().acquire_owned().await else { break };
+                    let (session, attached) = (session.clone(), attached.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = connection(&session, &attached, stream).await {
+                            tracing::warn!(%error, "a connection broke");
+                        }
+                        drop(slot);
+                    });
+                }
+                Err(error) => tracing::warn!(%error, "accepting"),
+            },
+        }
+    }
+    if session.outcome().is_none() {
+        session.builder_lost().await?;
+    }
+    Ok(Served { outcome: session.outcome() })
+}
+
+/// A courier that finds itself restarted: with the image in the registry it tags, without it the attempt is over.
+fn restarted(session: Arc<Session>, saved: Saved) {
+    tokio::spawn(async move {
+        let result =
+            match (&saved.state.failure, &saved.state.succeeded, saved.state.ready_to_tag, saved.manifest) {
+                (Some(failure), _, _, _) => session.end(Outcome::Failed(failure.clone())),
+                (_, Some(image), _, _) => session.end(Outcome::Succeeded(image.clone())),
+                (_, _, Some(image), Some(manifest)) => commit::resume(&session, &image, &manifest).await,
+                _ => {
+                    let text =
+                        "the courier was restarted in mid-build; its state is lost, the build is tried again";
+                    Err(Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, text))
+                }
+            };
+        if let Err(failure) = result
+            && let Err(error) = session.fail(failure).await
+        {
+            tracing::error!(%error, "the report could not be written");
+        }
+    });
+}
+
+async fn look_for_stop(session: &Arc<Session>, attached: &AtomicBool) {
+    if session.outcome().is_some() || session.stop.borrow().is_some() {
+        return;
+    }
+    let Some(word) = session.control.stop() else { return };
+    // While tags are being moved it is too late.
+    let Ok(tagging) = session.tagging.try_lock() else { return };
+    session.stop.send_replace(Some(word.clone()));
+    drop(tagging);
+    if !attached.load(Ordering::Acquire)
+        && let Err(error) = session.fail(crate::failure::of_stop(&word)).await
+    {
+        tracing::error!(%error, "the report could not be written");
+    }
+}
+
+async fn connection(
+    session: &Arc<Session>,
+    attached: &Arc<AtomicBool>,
+    stream: tokio::net::UnixStream,
+) -> std::io::Result<()> {
+    let mut stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(FRAME_WAIT))?;
+    stream.set_write_timeout(Some(FRAME_WAIT))?;
+    let (received, stream_back) =
+        tokio::task::spawn_blocking(move || (wire::read(&mut stream), stream)).await?;
+    let Some((call, fd)) = received? else { return Ok(()) };
+    if let Call::Attach { version } = call {
+        return attach(session, attached, stream_back, version).await;
+    }
+    let reply = match answer(session, call, fd).await {
+        Ok(reply) => reply,
+        Err(failure) => Reply::Failed { failure },
+    };
+    send(stream_back, reply).await.map(drop)
+}
+
+async fn send(mut stream: UnixStream, reply: Reply) -> std::io::Result<UnixStream> {
+    tokio::task::spawn_blocking(move || wire::write(&mut stream, &reply).map(|()| stream)).await?
+}
+
+/// Holds the connection that stands for the builder's life.
+async fn attach(
+    session: &Arc<Session>,
+    attached: &Arc<AtomicBool>,
+    stream: UnixStream,
+    version: u32,
+) -> std::io::Result<()> {
+    if version != kiln_contract::VERSION {
+        let text = format!("the builder speaks version {version}, the courier {}", kiln_contract::VERSION);
+        return send(stream, Reply::Failed { failure: internal(text) }).await.map(drop);
+    }
+    if attached.swap(true, Ordering::AcqRel) {
+        let text = "a builder is attached already";
+        return send(stream, Reply::Failed { failure: internal(text) }).await.map(drop);
+    }
+    let stream = send(stream, Reply::Done).await?;
+    stream.set_read_timeout(None)?;
+    let mut reader = stream.try_clone()?;
+    let mut gone = tokio::task::spawn_blocking(move || {
+        let mut byte = [0u8; 1];
+        // The builder never sends anything more: whatever comes, it is over.
+        let _ = reader.read(&mut byte);
+    });
+    let mut stops = session.stop.subscribe();
+    let told = async {
+        let word = stops.wait_for(Option::is_some).await.ok().and_then(|w| w.clone());
+        match (word, stream.try_clone()) {
+            (Some(reason), Ok(stream)) => drop(send(stream, Reply::Stop { reason }).await),
+            _ => std::future::pending::<()>().await,
+        }
+    };
+    tokio::select! {
+        _ = &mut gone => {}
+        () = told => drop(gone.await),
+    }
+    attached.store(false, Ordering::Release);
+    // With the image in the registry the commit goes on without the builder.
+    if session.outcome().is_none() && session.state().ready_to_tag.is_none() {
+        session.builder_lost().await.map_err(std::io::Error::other)?;
+    }
+    Ok(())
+}
+
+async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Result<Reply, Failure> {
+    let needed = |fd: Option<OwnedFd>| fd.ok_or_else(|| internal("the call came without its descriptor"));
+    match call {
+        Call::Attach { .. } => Err(internal("attach has a connection of its own")),
+        Call::Resolve { reference, platform } => {
+            Ok(Reply::Resolved { image: session.resolve(&reference, &platform).await? })
+        }
+        Call::ReadBlob { image, blob } => {
+            let (name, blob) = session.base_blob(&image, &blob.digest)?;
+            let mut out = tokio::fs::File::from_std(needed(fd)?.into());
+            let read = session.client.read_blob(&name, &blob, &mut out).await;
+            read.map_err(|e| of_registry(&e, Purpose::Pull))?;
+            Ok(Reply::Done)
+        }
+        Call::PutBlob { blob } => {
+            let file = Bytestream::File(needed(fd)?.into());
+            let how = session.target.put(&session.client, &blob, file).await?;
+            session.has(&blob.digest);
+            Ok(Reply::Stored { how })
+        }
+        Call::PutBaseBlob { image, blob } => {
+            let (name, _) = session.base_blob(&image, &blob.digest)?;
+            let how = session.target.put(&session.client, &blob, Bytestream::Base(name)).await?;
+            session.has(&blob.digest);
+            Ok(Reply::Stored { how })
+        }
+        Call::Commit { config, layers } => {
+            // In a task of its own: the image is tagged even if the builder dies while it waits.
+            let session = session.clone();
+            let task = tokio::spawn(async move { commit::commit(&session, &config, &layers).await });
+            let (digest, references) = task.await.map_err(|e| internal(e.to_string()))??;
+            Ok(Reply::Committed { digest, references })
+        }
+        Call::Event { event } => session.event(event).map(|()| Reply::Done),
+        Call::Fail { failure } => session.fail(failure).await.map(|()| Reply::Done),
+    }
+}

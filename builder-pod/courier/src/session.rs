@@ -1,0 +1,233 @@
+//! What one attempt has done so far, and its one outcome.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use kiln_contract::Descriptor;
+use kiln_contract::failure::{Failure, FailureClass, reason};
+use kiln_contract::image::ResolvedImage;
+use kiln_contract::journal::{BuildState, Event};
+use kiln_contract::report::{Outcome, Report};
+use kiln_contract::request::BuildRequest;
+use kiln_registry::{Blob, Client, Image, ImageName, Platform};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use crate::control::Control;
+use crate::failure::{Purpose, internal, of_registry};
+use crate::journal::Journal;
+use crate::output::Target;
+
+/// Everything that the calls of an attempt share.
+#[derive(Debug)]
+pub struct Session {
+    /// What is built.
+    pub request: BuildRequest,
+    /// Talks to registries.
+    pub client: Client,
+    /// Where the image goes.
+    pub target: Target,
+    /// Permit and stop.
+    pub control: Control,
+    /// Held from the moment the first tag may move until all have: an outcome and a stop wait for it.
+    pub tagging: tokio::sync::Mutex<()>,
+    /// Why the attempt is to stop, once it is.
+    pub stop: watch::Sender<Option<String>>,
+    /// Signalled when the outcome is there.
+    pub ended: Notify,
+    journal: Mutex<Journal>,
+    images: Mutex<BTreeMap<String, Image>>,
+    blobs: Mutex<BTreeSet<String>>,
+    outcome: Mutex<Option<Outcome>>,
+    saved: Option<PathBuf>,
+    report: Option<PathBuf>,
+}
+
+/// What survives a restart of the courier.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Saved {
+    /// The journal's state.
+    pub state: BuildState,
+    /// The manifest that waits for its permit, as text.
+    pub manifest: Option<String>,
+}
+
+/// Files of a session, all of them absent on a plain machine.
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    /// Where [`Saved`] is kept.
+    pub saved: Option<PathBuf>,
+    /// The termination message.
+    pub report: Option<PathBuf>,
+}
+
+impl Session {
+    /// A session that has done nothing yet.
+    pub fn new(
+        request: BuildRequest,
+        client: Client,
+        target: Target,
+        control: Control,
+        journal: Journal,
+        files: Files,
+    ) -> Self {
+        Self {
+            request,
+            client,
+            target,
+            control,
+            tagging: tokio::sync::Mutex::new(()),
+            stop: watch::Sender::new(None),
+            ended: Notify::new(),
+            journal: Mutex::new(journal),
+            images: Mutex::default(),
+            blobs: Mutex::default(),
+            outcome: Mutex::default(),
+            saved: files.saved,
+            report: files.report,
+        }
+    }
+
+    /// Writes an event into the journal.
+    ///
+    /// # Errors
+    /// The journal can't be written.
+    pub fn event(&self, event: Event) -> Result<(), Failure> {
+        let mut journal = self.journal.lock().map_err(|_| internal("the journal's lock is poisoned"))?;
+        journal.write(event).map_err(|e| internal(format!("writing the journal: {e}")))?;
+        let state = journal.state().clone();
+        drop(journal);
+        self.save(&Saved { state, manifest: None })
+    }
+
+    /// Keeps what a restarted courier needs.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save(&self, saved: &Saved) -> Result<(), Failure> {
+        let Some(path) = &self.saved else { return Ok(()) };
+        let fresh = path.with_extension("new");
+        let bytes = serde_json::to_vec(saved).map_err(|e| internal(e.to_string()))?;
+        std::fs::write(&fresh, bytes)
+            .and_then(|()| std::fs::rename(&fresh, path))
+            .map_err(|e| internal(format!("writing {}: {e}", path.display())))
+    }
+
+    /// The journal's state.
+    pub fn state(&self) -> BuildState {
+        self.journal.lock().map(|j| j.state().clone()).unwrap_or_default()
+    }
+
+    /// Pins a reference.
+    ///
+    /// # Errors
+    /// As the registry answered.
+    pub async fn resolve(&self, reference: &str, platform: &str) -> Result<ResolvedImage, Failure> {
+        let pull = |e: kiln_registry::Error| of_registry(&e, Purpose::Pull);
+        let name = ImageName::parse(reference).map_err(pull)?;
+        let image =
+            self.client.resolve(&name, &Platform::parse(platform).map_err(pull)?).await.map_err(pull)?;
+        let config = String::from_utf8(image.config.clone()).map_err(|_| {
+            let text = format!("the config of {name} is not UTF-8");
+            Failure::new(FailureClass::User, reason::BASE_IMAGE_INVALID, text)
+        })?;
+        let layer = |b: &Blob| Descriptor {
+            media_type: b.media_type.clone(),
+            digest: b.digest.clone(),
+            size: b.size,
+        };
+        let resolved = ResolvedImage {
+            reference: name.to_string(),
+            pinned: name.pinned(&image.digest),
+            digest: image.digest.clone(),
+            media_type: image.media_type.clone(),
+            config,
+            layers: image.layers.iter().map(layer).collect(),
+        };
+        if let Ok(mut images) = self.images.lock() {
+            images.insert(resolved.pinned.clone(), image);
+        }
+        Ok(resolved)
+    }
+
+    /// The name and blob of an image that was resolved in this attempt; nothing else may be read.
+    ///
+    /// # Errors
+    /// It was not, or has no such layer.
+    pub fn base_blob(&self, image: &str, digest: &str) -> Result<(ImageName, Blob), Failure> {
+        let images = self.images.lock().map_err(|_| internal("a lock is poisoned"))?;
+        let known =
+            images.get(image).ok_or_else(|| internal(format!("{image} was not resolved in this build")))?;
+        let blob = known.layers.iter().find(|l| l.digest == digest);
+        let blob = blob.ok_or_else(|| internal(format!("{image} has no layer {digest}")))?;
+        Ok((known.name.clone(), blob.clone()))
+    }
+
+    /// Notes that the output has a blob.
+    pub fn has(&self, digest: &str) {
+        if let Ok(mut blobs) = self.blobs.lock() {
+            blobs.insert(digest.to_owned());
+        }
+    }
+
+    /// Layers that were never put.
+    pub fn missing<'a>(&self, layers: &'a [Descriptor]) -> Vec<&'a str> {
+        let blobs = self.blobs.lock().map(|b| b.clone()).unwrap_or_default();
+        layers.iter().map(|l| l.digest.as_str()).filter(|d| !blobs.contains(*d)).collect()
+    }
+
+    /// The outcome, once there is one.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome.lock().ok()?.clone()
+    }
+
+    /// Ends the attempt: journal, then report. The first outcome stays.
+    ///
+    /// # Errors
+    /// The report can't be written.
+    pub fn end(&self, outcome: Outcome) -> Result<(), Failure> {
+        {
+            let mut slot = self.outcome.lock().map_err(|_| internal("a lock is poisoned"))?;
+            if slot.is_some() {
+                return Ok(());
+            }
+            *slot = Some(outcome.clone());
+        }
+        let event = match &outcome {
+            Outcome::Succeeded(image) => Event::Succeeded { image: image.clone() },
+            Outcome::Failed(failure) => Event::Failed { failure: failure.clone() },
+        };
+        self.event(event)?;
+        let report =
+            Report { version: kiln_contract::VERSION, attempt: self.request.attempt.clone(), outcome };
+        let written = self.report.as_ref().map_or(Ok(()), |path| std::fs::write(path, report.to_json()));
+        self.ended.notify_waiters();
+        written.map_err(|e| internal(format!("writing the report: {e}")))
+    }
+
+    /// Ends the attempt with a failure, unless tags are being moved just now: then that decides.
+    ///
+    /// # Errors
+    /// The report can't be written.
+    pub async fn fail(&self, failure: Failure) -> Result<(), Failure> {
+        let _tagging = self.tagging.lock().await;
+        self.end(Outcome::Failed(failure))
+    }
+
+    /// The builder is gone without a word: says which steps ran.
+    ///
+    /// # Errors
+    /// The report can't be written.
+    pub async fn builder_lost(&self) -> Result<(), Failure> {
+        let state = self.state();
+        let running = state.running();
+        let text = match running.first() {
+            Some(step) => format!("the builder ended without a word while step {step} was running"),
+            None => "the builder ended without a word".to_owned(),
+        };
+        let mut failure = Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, text);
+        failure.step = running.first().copied();
+        self.fail(failure).await
+    }
+}
