@@ -185,7 +185,9 @@ fn receive(mut waiting: Waiting<'_>) -> Result<Reply, CourierError> {
         Ok(Some(Reply::Failed { failure })) => Err(CourierError::Failed(Box::new(failure))),
         Ok(Some(reply)) => Ok(reply),
         Ok(None) => Err(lost("waiting for an answer")(io::ErrorKind::UnexpectedEof.into())),
-        Err(e) if e.get_ref().is_some_and(|inner| inner.is::<StoppedWaiting>()) => Err(CourierError::Stopped),
+        Err(e) if e.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<StoppedWaiting>) => {
+            Err(CourierError::Stopped)
+        }
         Err(e) => Err(lost("waiting for an answer")(e)),
     }
 }
