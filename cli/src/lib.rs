@@ -1,1 +1,5 @@
-//! kiln build on a plain machine, with the engine that the builder pod runs
+//! `kiln build DIR`: the engine of the builder pod on a plain Linux machine, builder and courier in one process tree.
+
+pub mod args;
+pub mod output;
+pub mod run;

@@ -1,1 +1,16 @@
-//! The Kiln API types (kiln.build/v1alpha1) and the CRD generator
+//! The Kiln API: what users write (`kiln.build/v1alpha1`), and the generated CustomResourceDefinition.
+//!
+//! Types, their schema and pure helpers only; no client, no IO. [`crd`] assembles what `crdgen` writes to disk.
+
+pub mod crd;
+pub mod duration;
+pub mod reference;
+pub mod v1alpha1;
+
+pub use v1alpha1::{ImageBuild, ImageBuildSpec, ImageBuildStatus};
+
+/// Annotation that asks for a further run of the same input: any value that differs from
+/// `status.lastHandledRebuild`. Removing it does nothing.
+pub const REBUILD_ANNOTATION: &str = "kiln.build/rebuild";
+/// Annotation that cancels one run: its value is the run's number (`status.run`).
+pub const CANCEL_ANNOTATION: &str = "kiln.build/cancel";

@@ -1,0 +1,33 @@
+# What can be done here; `make` alone says it. The work is in scripts/ and e2e/cluster/.
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test check dist images chart-test crds fmt
+
+help: ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
+
+demo: ## Build two images with Kiln in a real cluster and run one; brings everything up itself
+	@scripts/demo
+
+demo-down: ## Take down what `make demo` brought up
+	@scripts/demo --down
+
+test: ## Everything: check, chart, images, a real cluster, end-to-end tests; ends with "N passed, N failed"
+	@scripts/test
+
+check: ## The fast half: format, lints, unit tests, generated CRDs, dependencies
+	@scripts/check
+
+chart-test: ## Lint the Helm chart and test what it renders
+	@scripts/chart-test
+
+dist: ## Release builds as static binaries, into target/dist
+	@scripts/dist
+
+images: ## Kiln's own images, built by Kiln, into target/images
+	@scripts/images
+
+crds: ## Write the CRDs anew from the types in crds/
+	@scripts/crds
+
+fmt: ## Format the code
+	cargo fmt --all

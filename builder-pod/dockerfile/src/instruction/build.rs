@@ -1,0 +1,368 @@
+//! From syntax nodes to typed instructions.
+
+use super::flags::{FlagError, Flags, Takes};
+use super::health::{Healthcheck, interval};
+use super::{
+    Add, Arg, CommandLine, Copy, Device, InlineFile, Instruction, InstructionKind, KeyValue, MountSpec,
+    Network, Run, Security, Transfer, instruction_names,
+};
+use crate::dockerfile::Stage;
+use crate::error::{ParseError, ParseErrorKind};
+use crate::heredoc::heredoc_word;
+use crate::parse::Node;
+use crate::text::is_regex_space;
+
+use Takes::{Switch, Value, Values};
+
+type Known = &'static [(&'static str, Takes)];
+
+const NO_FLAGS: Known = &[];
+const FROM_FLAGS: Known = &[("platform", Value)];
+const ADD_FLAGS: Known = &[
+    ("chown", Value),
+    ("chmod", Value),
+    ("link", Switch),
+    ("keep-git-dir", Switch),
+    ("checksum", Value),
+    ("unpack", Switch),
+    ("exclude", Values),
+];
+const COPY_FLAGS: Known = &[
+    ("chown", Value),
+    ("from", Value),
+    ("chmod", Value),
+    ("link", Switch),
+    ("exclude", Values),
+    ("parents", Switch),
+];
+const RUN_FLAGS: Known = &[("mount", Values), ("device", Values), ("network", Value), ("security", Value)];
+const HEALTH_FLAGS: Known = &[
+    ("interval", Value),
+    ("timeout", Value),
+    ("start-period", Value),
+    ("start-interval", Value),
+    ("retries", Value),
+];
+
+/// Whether the node starts a stage.
+pub(crate) fn is_from(node: &Node) -> bool {
+    node.instruction.to_lowercase() == "from"
+}
+
+/// The instruction that a node stands for (any but FROM).
+pub(crate) fn typed(node: &Node) -> Result<Instruction, ParseError> {
+    let kind = kind_of_node(node).map_err(|fault| place(fault, node))?;
+    Ok(Instruction { lines: node.lines, original: node.original.trim().to_owned(), kind })
+}
+
+/// The stage that a FROM node starts.
+pub(crate) fn stage_of_node(node: &Node) -> Result<Stage, ParseError> {
+    let fault = |kind: ParseErrorKind| place(kind.into(), node);
+    let (base, name) = match node.args.as_slice() {
+        [base] => (base, None),
+        [base, word, name] if word.to_lowercase() == "as" => {
+            let lower = name.to_lowercase();
+            if !is_stage_name(&lower) {
+                return Err(fault(ParseErrorKind::StageName { name: name.clone() }));
+            }
+            (base, Some(lower))
+        }
+        args => return Err(fault(arguments("FROM", "an image, or an image and AS name", args.len()))),
+    };
+    let flags = Flags::read(&node.flags, FROM_FLAGS).map_err(|e| place(e, node))?;
+    Ok(Stage {
+        base: base.clone(),
+        doc: name.as_ref().and_then(|name| doc(&node.comments, name)),
+        name,
+        platform: flags.value("platform"),
+        lines: node.lines,
+        original: node.original.trim().to_owned(),
+        instructions: Vec::new(),
+    })
+}
+
+fn is_stage_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.'))
+}
+
+/// Puts an error on the node's lines, with a hint for unknown words.
+fn place(fault: FlagError, node: &Node) -> ParseError {
+    let error = ParseError::new(fault.kind, node.lines);
+    match (&fault.unknown, &error.kind) {
+        (Some((word, known)), ParseErrorKind::UnknownFlag { .. }) => {
+            let dashed = error.suggest(word, known);
+            ParseError { hint: dashed.hint.map(|h| h.replace("mean ", "mean --")), ..dashed }
+        }
+        (_, ParseErrorKind::UnknownInstruction { .. }) => {
+            error.suggest(&node.instruction, instruction_names())
+        }
+        _ => error,
+    }
+}
+
+fn arguments(instruction: &'static str, expected: &'static str, found: usize) -> ParseErrorKind {
+    ParseErrorKind::Arguments { instruction, expected, found }
+}
+
+fn kind_of_node(node: &Node) -> Result<InstructionKind, FlagError> {
+    Ok(match node.instruction.to_lowercase().as_str() {
+        "add" => InstructionKind::Add(add(node)?),
+        "arg" => InstructionKind::Arg(arg(node)?),
+        "cmd" => InstructionKind::Cmd(command(node)?),
+        "copy" => InstructionKind::Copy(copy(node)?),
+        "entrypoint" => InstructionKind::Entrypoint(command(node)?),
+        "env" => InstructionKind::Env(pairs(node, "ENV")?),
+        "expose" => InstructionKind::Expose(expose(node)?),
+        "healthcheck" => InstructionKind::Healthcheck(healthcheck(node)?),
+        "label" => InstructionKind::Label(pairs(node, "LABEL")?),
+        "maintainer" => InstructionKind::Maintainer(single(node, "MAINTAINER")?),
+        "onbuild" => InstructionKind::Onbuild(onbuild(node)?),
+        "run" => InstructionKind::Run(run(node)?),
+        "shell" => InstructionKind::Shell(shell(node)?),
+        // STOPSIGNAL does not look at its flags.
+        "stopsignal" => InstructionKind::StopSignal(one_argument(node, "STOPSIGNAL")?),
+        "user" => InstructionKind::User(single(node, "USER")?),
+        "volume" => InstructionKind::Volume(volume(node)?),
+        "workdir" => InstructionKind::Workdir(single(node, "WORKDIR")?),
+        _ => return Err(ParseErrorKind::UnknownInstruction { name: node.instruction.clone() }.into()),
+    })
+}
+
+fn one_argument(node: &Node, name: &'static str) -> Result<String, FlagError> {
+    match node.args.as_slice() {
+        [only] => Ok(only.clone()),
+        args => Err(arguments(name, "exactly one argument", args.len()).into()),
+    }
+}
+
+fn single(node: &Node, name: &'static str) -> Result<String, FlagError> {
+    let only = one_argument(node, name)?;
+    Flags::read(&node.flags, NO_FLAGS)?;
+    Ok(only)
+}
+
+fn at_least_one(node: &Node, name: &'static str) -> Result<(), ParseErrorKind> {
+    if node.args.is_empty() { Err(arguments(name, "at least one argument", 0)) } else { Ok(()) }
+}
+
+fn pairs(node: &Node, name: &'static str) -> Result<Vec<KeyValue>, FlagError> {
+    Flags::read(&node.flags, NO_FLAGS)?;
+    at_least_one(node, name)?;
+    let mut out = Vec::with_capacity(node.args.len() / 3);
+    for triple in node.args.chunks_exact(3) {
+        let [key, value, separator] = triple else { continue };
+        if key.is_empty() {
+            return Err(ParseErrorKind::BlankName { instruction: name }.into());
+        }
+        out.push(KeyValue { key: key.clone(), value: value.clone(), legacy: separator.is_empty() });
+    }
+    Ok(out)
+}
+
+/// ARG does not look at its flags.
+fn arg(node: &Node) -> Result<Vec<Arg>, FlagError> {
+    at_least_one(node, "ARG")?;
+    let read = |word: &String| {
+        let (key, value) = match word.split_once('=') {
+            Some(("", _)) => return Err(ParseErrorKind::BlankName { instruction: "ARG" }.into()),
+            Some((key, value)) => (key, Some(value.to_owned())),
+            None => (word.as_str(), None),
+        };
+        Ok(Arg { key: key.to_owned(), value, doc: doc(&node.comments, key) })
+    };
+    node.args.iter().map(read).collect()
+}
+
+/// The rest of the first comment that starts with the name.
+fn doc(comments: &[String], name: &str) -> Option<String> {
+    let rest = comments.iter().find_map(|c| c.strip_prefix(name)?.strip_prefix(' '))?;
+    (!name.is_empty() && !rest.is_empty()).then(|| rest.to_owned())
+}
+
+fn transfer(node: &Node, name: &'static str) -> Result<Transfer, ParseErrorKind> {
+    let Some((dest, sources)) = node.args.split_last() else {
+        return Err(arguments(name, "at least two arguments", 0));
+    };
+    let heredoc = |word: &str| heredoc_word(word).ok().flatten();
+    if heredoc(dest).is_some() {
+        return Err(ParseErrorKind::HeredocDestination { instruction: name });
+    }
+    let mut out = Transfer { sources: Vec::new(), heredocs: Vec::new(), dest: dest.clone() };
+    for source in sources {
+        let Some(word) = heredoc(source) else {
+            out.sources.push(source.clone());
+            continue;
+        };
+        // Of two heredocs with one name the last gives the content of both.
+        let body = node.heredocs.iter().rev().find(|h| h.name == word.name);
+        let data = body.map(|h| crate::Heredoc { chomp: word.chomp, ..h.clone() }.text()).unwrap_or_default();
+        out.heredocs.push(InlineFile { path: word.name, data, expand: word.expand });
+    }
+    Ok(out)
+}
+
+fn two_arguments(node: &Node, name: &'static str) -> Result<(), ParseErrorKind> {
+    match node.args.len() {
+        found @ (0 | 1) => Err(arguments(name, "at least two arguments, the last is the destination", found)),
+        _ => Ok(()),
+    }
+}
+
+fn add(node: &Node) -> Result<Add, FlagError> {
+    two_arguments(node, "ADD")?;
+    let flags = Flags::read(&node.flags, ADD_FLAGS)?;
+    Ok(Add {
+        files: transfer(node, "ADD")?,
+        chown: flags.value("chown"),
+        chmod: flags.value("chmod"),
+        link: flags.switch("link").unwrap_or(false),
+        exclude: flags.values("exclude"),
+        keep_git_dir: flags.switch("keep-git-dir"),
+        checksum: flags.value("checksum"),
+        unpack: flags.switch("unpack"),
+    })
+}
+
+fn copy(node: &Node) -> Result<Copy, FlagError> {
+    two_arguments(node, "COPY")?;
+    let flags = Flags::read(&node.flags, COPY_FLAGS)?;
+    Ok(Copy {
+        files: transfer(node, "COPY")?,
+        from: flags.value("from"),
+        chown: flags.value("chown"),
+        chmod: flags.value("chmod"),
+        link: flags.switch("link").unwrap_or(false),
+        exclude: flags.values("exclude"),
+        parents: flags.switch("parents").unwrap_or(false),
+    })
+}
+
+fn command_line(node: &Node) -> CommandLine {
+    CommandLine { args: node.args.clone(), shell_form: !node.json, heredocs: node.heredocs.clone() }
+}
+
+fn command(node: &Node) -> Result<CommandLine, FlagError> {
+    Flags::read(&node.flags, NO_FLAGS)?;
+    Ok(command_line(node))
+}
+
+fn run(node: &Node) -> Result<Run, FlagError> {
+    let flags = Flags::read(&node.flags, RUN_FLAGS)?;
+    let devices: Result<_, _> = flags.values("device").iter().map(|d| Device::parse(d)).collect();
+    let mounts: Result<_, _> = flags.values("mount").iter().map(|m| MountSpec::parse(m)).collect();
+    let choice =
+        |flag, value: &str, expected| ParseErrorKind::FlagChoice { flag, value: value.to_owned(), expected };
+    Ok(Run {
+        command: command_line(node),
+        devices: devices.map_err(|source| ParseErrorKind::Device { source })?,
+        mounts: mounts.map_err(|source| ParseErrorKind::Mount { source })?,
+        network: match flags.written("network") {
+            None | Some("default") => Network::Default,
+            Some("none") => Network::None,
+            Some("host") => Network::Host,
+            Some(value) => return Err(choice("network", value, "default, none or host").into()),
+        },
+        security: match flags.written("security") {
+            None | Some("sandbox") => Security::Sandbox,
+            Some("insecure") => Security::Insecure,
+            Some(value) => return Err(choice("security", value, "sandbox or insecure").into()),
+        },
+        flags_used: flags.names(),
+    })
+}
+
+fn expose(node: &Node) -> Result<Vec<String>, FlagError> {
+    at_least_one(node, "EXPOSE")?;
+    Flags::read(&node.flags, NO_FLAGS)?;
+    let mut ports = node.args.clone();
+    ports.sort();
+    Ok(ports)
+}
+
+fn volume(node: &Node) -> Result<Vec<String>, FlagError> {
+    at_least_one(node, "VOLUME")?;
+    Flags::read(&node.flags, NO_FLAGS)?;
+    let volumes: Vec<String> = node.args.iter().map(|v| v.trim().to_owned()).collect();
+    if volumes.iter().any(String::is_empty) {
+        return Err(ParseErrorKind::EmptyVolume.into());
+    }
+    Ok(volumes)
+}
+
+fn shell(node: &Node) -> Result<Vec<String>, FlagError> {
+    Flags::read(&node.flags, NO_FLAGS)?;
+    at_least_one(node, "SHELL")?;
+    if !node.json {
+        return Err(ParseErrorKind::ShellNotJson.into());
+    }
+    Ok(node.args.clone())
+}
+
+fn onbuild(node: &Node) -> Result<String, FlagError> {
+    let Some(sub) = &node.sub else {
+        return Err(arguments("ONBUILD", "at least one argument", 0).into());
+    };
+    Flags::read(&node.flags, NO_FLAGS)?;
+    let trigger = sub.instruction.trim().to_uppercase();
+    if matches!(trigger.as_str(), "ONBUILD" | "MAINTAINER" | "FROM") {
+        return Err(ParseErrorKind::OnbuildTrigger { trigger }.into());
+    }
+    let line = node.original.trim_start_matches(is_regex_space);
+    let mut text = match line.get(.."ONBUILD".len()) {
+        Some(word) if word.eq_ignore_ascii_case("ONBUILD") => {
+            line["ONBUILD".len()..].trim_start_matches(is_regex_space).to_owned()
+        }
+        _ => node.original.clone(),
+    };
+    for heredoc in &node.heredocs {
+        text.push('\n');
+        text.push_str(&heredoc.content);
+        text.push_str(&heredoc.name);
+    }
+    Ok(text)
+}
+
+fn healthcheck(node: &Node) -> Result<Healthcheck, FlagError> {
+    at_least_one(node, "HEALTHCHECK")?;
+    let (kind, args) = node.args.split_first().map_or(("", &[][..]), |(k, a)| (k.as_str(), a));
+    let kind = kind.to_uppercase();
+    if kind == "NONE" {
+        // NONE does not look at its flags.
+        return match args.len() {
+            0 => Ok(Healthcheck { test: vec![kind], ..Healthcheck::default() }),
+            found => Err(arguments("HEALTHCHECK NONE", "no arguments", found).into()),
+        };
+    }
+    let flags = Flags::read(&node.flags, HEALTH_FLAGS)?;
+    if kind != "CMD" {
+        return Err(ParseErrorKind::HealthType { found: kind }.into());
+    }
+    if args.is_empty() {
+        return Err(ParseErrorKind::HealthCommand.into());
+    }
+    let mut test = vec![if node.json { "CMD" } else { "CMD-SHELL" }.to_owned()];
+    test.extend_from_slice(args);
+    let duration = |flag: &'static str| {
+        interval(flags.written(flag).unwrap_or_default())
+            .map_err(|source| ParseErrorKind::Duration { flag, source })
+    };
+    Ok(Healthcheck {
+        test,
+        interval_ns: duration("interval")?,
+        timeout_ns: duration("timeout")?,
+        start_period_ns: duration("start-period")?,
+        start_interval_ns: duration("start-interval")?,
+        retries: match flags.value("retries") {
+            None => 0,
+            Some(value) => retries(&value)?,
+        },
+    })
+}
+
+fn retries(value: &str) -> Result<u32, ParseErrorKind> {
+    let number: Option<i32> = value.parse().ok();
+    number
+        .and_then(|n| u32::try_from(n).ok())
+        .ok_or_else(|| ParseErrorKind::Retries { value: value.to_owned() })
+}

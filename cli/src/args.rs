@@ -1,0 +1,72 @@
+//! The command line: `docker build`'s names where docker has one.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::output::OutputSpec;
+
+/// Builds container images without a daemon.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build an image from a Dockerfile and a directory.
+    Build(BuildArgs),
+}
+
+/// `kiln build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// The build context.
+    #[arg(value_name = "DIR")]
+    pub context: PathBuf,
+    /// The Dockerfile [default: DIR/Dockerfile]. It may lie outside of DIR.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Stage to build [default: the last one].
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// Build argument; without a value, that of the environment variable of this name.
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub build_args: Vec<String>,
+    /// Label to add to the image.
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub labels: Vec<String>,
+    /// Name and tag of the image; several must be of one repository.
+    #[arg(short = 't', long = "tag", value_name = "REF")]
+    pub tags: Vec<String>,
+    /// type=registry, type=oci,dest=FILE.tar or type=oci-layout,dest=DIR. Without it the image is built and dropped.
+    #[arg(short = 'o', long = "output", value_name = "SPEC")]
+    pub output: Option<OutputSpec>,
+    /// Mirrors and plain-HTTP registries (YAML: mirrors: [{registry, mirrors: []}], insecure: []).
+    #[arg(long, value_name = "FILE", env = "KILN_REGISTRY_CONFIG")]
+    pub registry_config: Option<PathBuf>,
+    /// How progress is shown.
+    #[arg(long, value_enum, default_value_t = Progress::Plain)]
+    pub progress: Progress,
+    /// Give up after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
+    pub timeout: u64,
+    /// Where layers are kept while the build runs: a directory on ext4, xfs, btrfs or tmpfs [default: /var/tmp].
+    #[arg(long, value_name = "DIR", env = "KILN_WORK_DIR")]
+    pub work_dir: Option<PathBuf>,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// As `docker build` prints it.
+    Plain,
+    /// The journal: one JSON event per line.
+    Rawjson,
+    /// Only the image's digest at the end.
+    Quiet,
+}

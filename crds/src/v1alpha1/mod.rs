@@ -1,0 +1,28 @@
+//! `kiln.build/v1alpha1`, one file per part of the object.
+
+mod image_build;
+mod output;
+#[cfg(test)]
+mod rules;
+mod source;
+mod status;
+
+pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
+pub use output::Output;
+pub use source::{ConfigMapSource, InlineFile, InlineSource, MAX_INLINE_BYTES, Source};
+pub use status::{
+    AttemptStatus, FailureClass, FailureStatus, HistoryEntry, ImageBuildStatus, ImageStatus, LayerStatus,
+    PodRef, QueueStatus, RunResult, SourceStatus, StepState, StepStatus,
+};
+
+/// The conditions of an ImageBuild (kstatus reads the first three; `kubectl wait` all).
+pub mod condition {
+    /// The image of the current spec is at its tag.
+    pub const READY: &str = "Ready";
+    /// Work is under way or will be without anybody acting.
+    pub const RECONCILING: &str = "Reconciling";
+    /// Somebody has to act before work goes on.
+    pub const STALLED: &str = "Stalled";
+    /// How the latest run ended; Unknown while it has not.
+    pub const SUCCEEDED: &str = "Succeeded";
+}

@@ -1,0 +1,30 @@
+//! `spec.output`: where the image goes.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where the image goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// `[HOST[:PORT]/]REPOSITORY[:TAG]`, at most 255 characters. Read as `docker` reads it: without a host Docker Hub is
+    /// meant, without a tag `latest`. A digest is not allowed: it is the result.
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(
+        validation = Rule::new("!self.contains('@')").message("must not carry a digest (@sha256:...): the digest is the result of the build; name a tag"),
+        validation = Rule::new(r"self.contains('@') || self.matches('^((([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*)|\\[[a-fA-F0-9:]+\\])(:[0-9]{1,5})?/)?[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$')").message("must be an image reference: [host[:port]/]repository[:tag], the repository in lower case, like registry.example.com/team/app:1.0")
+    )]
+    pub image: String,
+    /// Further tags of the same repository, moved together with the first: at most 16, each 1 to 128 characters of
+    /// `[A-Za-z0-9_.-]`, not beginning with `.` or `-`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"))
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub tags: Vec<String>,
+    /// Talk to the output's registry over plain HTTP. For test registries.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure: bool,
+}

@@ -1,0 +1,76 @@
+//! The CEL rules of the schema, evaluated as the API server does.
+
+use serde_json::{Value, json};
+
+use super::ImageBuild;
+
+fn object() -> Value {
+    json!({
+        "apiVersion": "kiln.build/v1alpha1",
+        "kind": "ImageBuild",
+        "metadata": {"name": "a", "namespace": "b"},
+        "spec": {
+            "source": {"inline": {"files": [{"path": "Dockerfile", "content": "FROM scratch"}]}},
+            "output": {"image": "registry.example.com/team/app:1"},
+        },
+    })
+}
+
+/// What the rules say about the object with `value` at `pointer`.
+fn verdict(pointer: &str, value: Value) -> Result<(), String> {
+    let mut object = object();
+    let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+    object.pointer_mut(parent).expect("a parent")[key] = value;
+    let build: ImageBuild = serde_json::from_value(object).expect("it has the shape");
+    build.validate_cel().map_err(|e| format!("{e:?}"))
+}
+
+#[test]
+fn good_objects_pass() {
+    for (pointer, value) in [
+        ("/spec/source", json!({"configMap": {"name": "files"}})),
+        ("/spec/source/inline/files", json!([{"path": "a/b c/..d", "content": ""}])),
+        ("/spec/output/image", json!("redis")),
+        ("/spec/output/image", json!("localhost:5000/a__b/c-d--e.f:V_1.0-x")),
+        ("/spec/output/image", json!("[::1]:5000/a")),
+        ("/spec/contextDir", json!("a/b")),
+        ("/spec/timeout", json!("24h")),
+        ("/spec/timeout", json!("1h30m5s")),
+        ("/spec/podTTL", json!("0s")),
+    ] {
+        assert_eq!(verdict(pointer, value.clone()), Ok(()), "{pointer} {value}");
+    }
+}
+
+#[test]
+fn bad_objects_are_refused_with_the_rule() {
+    let half = "x".repeat(300 << 10);
+    for (pointer, value, words) in [
+        ("/spec/source", json!({}), "exactly one of"),
+        (
+            "/spec/source",
+            json!({"configMap": {"name": "a"}, "inline": {"files": [{"path": "a", "content": ""}]}}),
+            "exactly one of",
+        ),
+        ("/spec/source/inline/files", json!([{"path": "/a", "content": ""}]), "relative path"),
+        ("/spec/source/inline/files", json!([{"path": "a/../b", "content": ""}]), "relative path"),
+        ("/spec/source/inline/files", json!([{"path": "a//b", "content": ""}]), "relative path"),
+        (
+            "/spec/source/inline/files",
+            json!([{"path": "a", "content": half}, {"path": "b", "content": half}]),
+            "524288 bytes",
+        ),
+        ("/spec/output/image", json!("a@sha256:00"), "must not carry a digest"),
+        ("/spec/output/image", json!("registry.example.com/Team/app"), "image reference"),
+        ("/spec/output/image", json!("https://registry.example.com/app"), "image reference"),
+        ("/spec/output/image", json!("a:-b"), "image reference"),
+        ("/spec/contextDir", json!("../x"), "relative path"),
+        ("/spec/dockerfile", json!("/x"), "relative path"),
+        ("/spec/timeout", json!("0s"), "between 1s and 24h"),
+        ("/spec/timeout", json!("25h"), "between 1s and 24h"),
+        ("/spec/podTTL", json!("721h"), "at most 720h"),
+    ] {
+        let said = verdict(pointer, value).expect_err(words);
+        assert!(said.contains(words), "{pointer}: {said}");
+    }
+}

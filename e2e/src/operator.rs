@@ -1,0 +1,61 @@
+//! Faults for the operator: killed with -9, stopped, started again.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+/// Namespace that the chart is installed in.
+pub const NAMESPACE: &str = "kiln-system";
+
+/// Sends SIGKILL to every operator process of this machine; when there is none (a cluster elsewhere) the operator's
+/// pods are deleted without grace. Returns how many were killed.
+///
+/// # Errors
+/// The API could not be reached.
+pub async fn kill(client: &kube::Client) -> Result<usize> {
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if comm.trim() == "kiln-operator" {
+            let done = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status()?;
+            killed += usize::from(done.success());
+        }
+    }
+    if killed == 0 {
+        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), NAMESPACE);
+        for pod in pods.list(&ListParams::default().labels("app.kubernetes.io/name=kiln")).await? {
+            let name = pod.metadata.name.unwrap_or_default();
+            pods.delete(&name, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() })
+                .await?;
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
+/// Sets how many operators there are to be and waits until it is so.
+///
+/// # Errors
+/// It did not come to be within two minutes.
+pub async fn scale(client: &kube::Client, replicas: i32) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
+    let list =
+        deployments.list(&ListParams::default().labels("app.kubernetes.io/component=operator")).await?;
+    let deployment = list.items.first().context("no operator deployment in kiln-system")?;
+    let name = deployment.metadata.name.clone().unwrap_or_default();
+    let patch = json!({"spec": {"replicas": replicas}});
+    deployments.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    crate::cluster::until(120, "the operator to be scaled", async || {
+        let now = deployments.get(&name).await?;
+        let ready = now.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or_default();
+        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), NAMESPACE);
+        let selector = ListParams::default().labels("app.kubernetes.io/component=operator");
+        let left = pods.list(&selector).await?.items.len();
+        Ok((ready == replicas && (replicas > 0 || left == 0)).then_some(()))
+    })
+    .await
+}
