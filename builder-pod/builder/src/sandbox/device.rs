@@ -41,9 +41,9 @@ pub fn populate(place: &Place) -> Result<(), Fault> {
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).at(stage, || format!("cannot make /dev/{name}"))?;
     }
-    mount(stage, "devpts", link_of(directory(&dev, "pts")?), QUIET, "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
-    mount(stage, "tmpfs", link_of(directory(&dev, "shm")?), NO_NODES, "mode=1777,size=65536k")?;
-    match mount(stage, "mqueue", link_of(directory(&dev, "mqueue")?), NO_NODES, "") {
+    mount(stage, "devpts", link_of(&directory(&dev, "pts")?), QUIET, "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    mount(stage, "tmpfs", link_of(&directory(&dev, "shm")?), NO_NODES, "mode=1777,size=65536k")?;
+    match mount(stage, "mqueue", link_of(&directory(&dev, "mqueue")?), NO_NODES, "") {
         // A kernel without POSIX queues.
         Err(fault) if fault.errno == Some(libc::ENODEV) => Ok(()),
         result => result,
@@ -67,5 +67,5 @@ fn device(dev: impl AsFd, name: &str) -> Result<(), Fault> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
     let node = rustix::fs::openat(&dev, name, flags, Mode::from_raw_mode(0o666))
         .at(Stage::Dev, || format!("cannot make {source}"))?;
-    bind(Stage::Dev, &source, node, false)
+    bind(Stage::Dev, &source, &node, false)
 }

@@ -10,8 +10,8 @@ use rustix::mount::MountFlags;
 use super::fault::{At as _, Fault, Stage};
 use super::inroot::Place;
 
-/// The path by which the kernel finds an open descriptor.
-pub fn link_of(fd: impl AsFd) -> String {
+/// The path by which the kernel finds an open descriptor, as long as that is open (hence the reference).
+pub fn link_of(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
@@ -35,7 +35,7 @@ pub fn mount(
 ///
 /// # Errors
 /// `stage`.
-pub fn bind(stage: Stage, source: &str, target: impl AsFd, recursive: bool) -> Result<(), Fault> {
+pub fn bind(stage: Stage, source: &str, target: &impl AsFd, recursive: bool) -> Result<(), Fault> {
     let target = link_of(target);
     if recursive { rustix::mount::mount_bind_recursive(source, target) } else { rustix::mount::mount_bind(source, target) }
         .at(stage, || format!("cannot bind {source}"))
