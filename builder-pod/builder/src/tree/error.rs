@@ -68,6 +68,37 @@ impl TreeError {
     pub(crate) fn image(message: impl Into<String>) -> Self {
         Self::Image { message: message.into() }
     }
+
+    /// Whether it is the system's answer `errno`.
+    pub(crate) fn is(&self, errno: Errno) -> bool {
+        matches!(self, Self::Io { source, .. } if source.raw_os_error() == Some(errno.raw_os_error()))
+    }
+
+    /// Whether the system refused because of what the files are, not because of how we asked.
+    fn is_about_files(&self) -> bool {
+        let answers = [
+            Errno::NOENT,
+            Errno::NOTDIR,
+            Errno::ISDIR,
+            Errno::EXIST,
+            Errno::LOOP,
+            Errno::NAMETOOLONG,
+            Errno::MLINK,
+            Errno::INVAL,
+            Errno::OVERFLOW,
+        ];
+        answers.into_iter().any(|errno| self.is(errno))
+    }
+
+    /// The same as the image's fault, where it is about its files.
+    pub(crate) fn of_image(self) -> Self {
+        if self.is_about_files() { Self::Image { message: self.to_string() } } else { self }
+    }
+
+    /// The same as the Dockerfile's fault, where it is about its files.
+    pub(crate) fn of_user(self) -> Self {
+        if self.is_about_files() { Self::User { message: self.to_string() } } else { self }
+    }
 }
 
 impl From<TreeError> for EngineError {
