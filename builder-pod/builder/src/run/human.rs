@@ -63,7 +63,8 @@ mod tests {
     fn it_reads_like_docker_build() {
         let mut out = Vec::new();
         let mut log = Human::new(&mut out);
-        let failure = Failure::new(FailureClass::User, reason::STEP_FAILED, "the command failed").at("Dockerfile", 2);
+        let failure =
+            Failure::new(FailureClass::User, reason::STEP_FAILED, "the command failed").at("Dockerfile", 2);
         for entry in [
             Entry::Step { number: 1, total: 2, text: "FROM alpine" },
             Entry::Done { id: "4f3a1b2c3d4e" },

@@ -72,14 +72,15 @@ pub fn build(request: &BuildRequest, settings: Settings<'_>) -> Result<Committed
         }
     };
     let mut build = Build { request, work_dir, stop, start_engine, courier: &client, source_text: None };
-    build.run(log).map_err(|failure| {
-        let excerpt = build.excerpt(&failure);
-        log.entry(Entry::Failed { failure: &failure, excerpt: excerpt.as_deref() });
-        if let Err(error) = client.fail(&failure) {
+    let result = build.run(log);
+    if let Err(failure) = &result {
+        let excerpt = build.excerpt(failure);
+        log.entry(Entry::Failed { failure, excerpt: excerpt.as_deref() });
+        if let Err(error) = client.fail(failure) {
             log.entry(Entry::Warning { text: &format!("the failure could not be reported: {error}") });
         }
-        failure
-    })
+    }
+    result
 }
 
 struct Build<'a> {
@@ -105,15 +106,13 @@ impl Build<'_> {
         let bytes = source::dockerfile(&context, &request.dockerfile)?;
         self.source_text = Some(String::from_utf8_lossy(&bytes).into_owned());
         let file = self.parse(&bytes)?;
-        let target = Target {
-            platform: &request.platform,
-            stage: request.target.as_deref(),
-            args: &request.args,
-        };
+        let target =
+            Target { platform: &request.platform, stage: request.target.as_deref(), args: &request.args };
         let outline = Outline::new(&file, file.syntax.as_deref(), target)
             .map_err(|error| of_plan(&error, &request.dockerfile))?;
         let ignore = source::ignore(&context, &request.dockerfile)?;
-        let engine = (self.start_engine)(self.work_dir, request.isolation).map_err(|e| of_engine(&e, None))?;
+        let engine =
+            (self.start_engine)(self.work_dir, request.isolation).map_err(|e| of_engine(&e, None))?;
         let isolation = request.isolation.as_str().to_owned();
         self.courier.event(Event::BuilderStarted { isolation })?;
         self.courier.event(Event::Planned { steps: outline.planned() })?;
@@ -121,7 +120,7 @@ impl Build<'_> {
         for name in &plan.unused_args {
             log.entry(Entry::Warning { text: &format!("build argument {name} is not used: no ARG {name}") });
         }
-        self.solve(&plan, &*engine, LocalContext::new(context, ignore), log)
+        self.solve(&plan, &*engine, &LocalContext::new(context, ignore), log)
     }
 
     fn parse(&self, bytes: &[u8]) -> Result<Dockerfile, Halt> {
@@ -158,7 +157,7 @@ impl Build<'_> {
         &self,
         plan: &Plan,
         engine: &dyn Engine,
-        context: LocalContext,
+        context: &LocalContext,
         log: &mut dyn Log,
     ) -> Result<Committed, Halt> {
         let spool = self.work_dir.join("spool");
@@ -167,7 +166,7 @@ impl Build<'_> {
         let world = World {
             engine,
             courier: self.courier,
-            context: &context,
+            context,
             pack: &Gzip,
             stop: self.stop,
             clock: &|| jiff::Timestamp::now().to_string(),

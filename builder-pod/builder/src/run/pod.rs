@@ -37,14 +37,15 @@ pub fn main_in_pod() -> ExitCode {
     }
     let request = match read_request(Path::new(paths::REQUEST)) {
         Ok(request) => request,
-        Err(message) => return report(internal(message), &stop, &mut log),
+        Err(message) => return report(&internal(message), &stop, &mut log),
     };
     let settings = Settings {
         socket: Path::new(paths::SOCKET),
         work_dir: Path::new(paths::WORK_DIR),
         stop: &stop,
         start_engine: &|work_dir, isolation| {
-            let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(work_dir, isolation, Options::default())?);
+            let engine: Arc<dyn Engine> =
+                Arc::new(LocalEngine::start(work_dir, isolation, Options::default())?);
             Ok(engine)
         },
         log: &mut log,
@@ -64,9 +65,10 @@ fn read_request(path: &Path) -> Result<BuildRequest, String> {
 }
 
 /// A failure before there is a request.
-fn report(failure: Failure, stop: &Stop, log: &mut dyn Log) -> ExitCode {
-    log.entry(Entry::Failed { failure: &failure, excerpt: None });
-    let told = Client::attach(Path::new(paths::SOCKET), stop, SOCKET_WAIT).and_then(|courier| courier.fail(&failure));
+fn report(failure: &Failure, stop: &Stop, log: &mut dyn Log) -> ExitCode {
+    log.entry(Entry::Failed { failure, excerpt: None });
+    let told =
+        Client::attach(Path::new(paths::SOCKET), stop, SOCKET_WAIT).and_then(|courier| courier.fail(failure));
     if let Err(error) = told {
         log.entry(Entry::Warning { text: &format!("the failure could not be reported: {error}") });
     }

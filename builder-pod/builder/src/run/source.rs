@@ -49,7 +49,8 @@ pub(super) fn open(source: &Source, context_dir: &str, work_dir: &Path) -> Resul
 
 /// Writes the files of a request: 0644, directories 0755, whatever the umask.
 fn write_out(files: &[kiln_contract::request::File], root: &Path) -> Result<(), Box<Failure>> {
-    let fault = |path: &Path, e: std::io::Error| Box::new(internal(format!("writing {}: {e}", path.display())));
+    let fault =
+        |path: &Path, e: std::io::Error| Box::new(internal(format!("writing {}: {e}", path.display())));
     match std::fs::remove_dir_all(root) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(fault(root, e)),
         _ => {}
@@ -134,9 +135,8 @@ fn read(context: BorrowedFd<'_>, path: &str) -> Result<Option<Vec<u8>>, String> 
 
 /// The Dockerfile's bytes.
 pub(super) fn dockerfile(context: &Root, path: &str) -> Result<Vec<u8>, Box<Failure>> {
-    let fail = |message: String| {
-        Box::new(Failure::new(FailureClass::User, reason::DOCKERFILE_NOT_FOUND, message))
-    };
+    let fail =
+        |message: String| Box::new(Failure::new(FailureClass::User, reason::DOCKERFILE_NOT_FOUND, message));
     match read(context.as_fd(), path) {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(fail(format!(
@@ -182,7 +182,8 @@ mod tests {
         let root = open_files(files.clone(), dir.path()).unwrap();
         assert_eq!(dockerfile(&root, "Dockerfile").unwrap(), b"FROM x");
         assert_eq!(std::fs::read(dir.path().join("context/a/b/bin")).unwrap(), [0, 1, 2]);
-        let mode = |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o7777;
+        let mode =
+            |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode("context/a/c"), mode("context/a/b")), (0o644, 0o755));
         // What an earlier run left is gone.
         open_files(vec![file("x", "")], dir.path()).unwrap();

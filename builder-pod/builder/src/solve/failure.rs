@@ -21,6 +21,12 @@ impl From<Failure> for Halt {
     }
 }
 
+impl From<Box<Failure>> for Halt {
+    fn from(failure: Box<Failure>) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 impl From<CourierError> for Halt {
     fn from(error: CourierError) -> Self {
         match error {

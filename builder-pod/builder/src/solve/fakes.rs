@@ -51,7 +51,7 @@ pub(crate) struct FakeEngine {
 }
 
 impl FakeEngine {
-    fn note(&self, word: &'static str, rest: String) -> Result<(), EngineError> {
+    fn note(&self, word: &'static str, rest: &str) -> Result<(), EngineError> {
         self.notes.add(format!("{word} {rest}"));
         self.fail.get(word).cloned().map_or(Ok(()), Err)
     }
@@ -66,17 +66,17 @@ fn read_all(fd: OwnedFd) -> String {
 impl Engine for FakeEngine {
     fn unpack(&self, tree: &str, _media_type: &str, blob: OwnedFd) -> Result<Unpacked, EngineError> {
         let text = read_all(blob);
-        self.note("unpack", format!("{tree} {text}"))?;
+        self.note("unpack", &format!("{tree} {text}"))?;
         Ok(Unpacked { diff_id: id(&text), ..Unpacked::default() })
     }
 
     fn settle(&self, layers: &[(String, Unpacked)]) -> Result<(), EngineError> {
-        self.note("settle", layers.iter().map(|(tree, _)| tree.as_str()).collect::<Vec<_>>().join(","))
+        self.note("settle", &layers.iter().map(|(tree, _)| tree.as_str()).collect::<Vec<_>>().join(","))
     }
 
     fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<(), EngineError> {
         let text = read_all(entries);
-        self.note("copy_stream", format!("{} {text} -> {}", view.upper, to.path))
+        self.note("copy_stream", &format!("{} {text} -> {}", view.upper, to.path))
     }
 
     fn copy_tree(
@@ -87,32 +87,32 @@ impl Engine for FakeEngine {
         what: &Selection,
     ) -> Result<(), EngineError> {
         let rest = format!("{} {} {} -> {}", view.upper, from.join(","), what.sources.join(","), to.path);
-        self.note("copy_tree", rest)
+        self.note("copy_tree", &rest)
     }
 
     fn make_directory(&self, view: &View, path: &str, owner: Owner) -> Result<(), EngineError> {
-        self.note("make_directory", format!("{} {path} {}", view.upper, owner.uid))
+        self.note("make_directory", &format!("{} {path} {}", view.upper, owner.uid))
     }
 
     fn user(&self, _lowers: &[String], user: &str) -> Result<User, EngineError> {
-        self.note("user", user.to_owned())?;
+        self.note("user", user)?;
         Ok(User::default())
     }
 
     fn owner(&self, _lowers: &[String], chown: &str) -> Result<Owner, EngineError> {
-        self.note("owner", chown.to_owned())?;
+        self.note("owner", chown)?;
         Ok(Owner { uid: 7, gid: 7 })
     }
 
     fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError> {
         let command = step.argv.last().cloned().unwrap_or_default();
-        self.note("run", format!("{}+{} {command}", step.view.lowers.join(","), step.view.upper))?;
+        self.note("run", &format!("{}+{} {command}", step.view.lowers.join(","), step.view.upper))?;
         output.write(format!("output of {command}\n").as_bytes());
-        while self.endless {
-            if stop.is_stopped() {
-                return Err(EngineError { kind: EngineErrorKind::Stopped, message: "stopped".into() });
+        if self.endless {
+            while !stop.is_stopped() {
+                std::thread::yield_now();
             }
-            std::thread::yield_now();
+            return Err(EngineError { kind: EngineErrorKind::Stopped, message: "stopped".into() });
         }
         let code = self.codes.get(&command).copied().unwrap_or(0);
         Ok(Exit { code, out_of_memory: self.out_of_memory, stubs: vec!["etc/hosts".into()] })
@@ -125,7 +125,7 @@ impl Engine for FakeEngine {
         epoch: Option<i64>,
         out: OwnedFd,
     ) -> Result<Diff, EngineError> {
-        self.note("diff", format!("{} {} {epoch:?}", view.upper, stubs.join(",")))?;
+        self.note("diff", &format!("{} {} {epoch:?}", view.upper, stubs.join(",")))?;
         std::fs::File::from(out).write_all(format!("layer {}", view.upper).as_bytes()).unwrap();
         Ok(Diff::default())
     }
