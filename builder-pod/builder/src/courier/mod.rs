@@ -1,1 +1,95 @@
-//! (being written)
+//! Calls to the courier: what the build may ask of the one process that holds credentials. [`Courier`] is the seam that
+//! `solve` speaks to; [`Client`] is the real one, over the courier's Unix socket.
+
+mod client;
+mod frame;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use kiln_contract::call::Stored;
+use kiln_contract::image::ResolvedImage;
+use kiln_contract::journal::Event;
+use kiln_contract::{Descriptor, Failure};
+
+pub use client::{Client, SOCKET_WAIT};
+
+/// What the courier says after a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// Digest of the manifest.
+    pub digest: String,
+    /// The references that name it now.
+    pub references: Vec<String>,
+}
+
+/// Why a call brought no answer of the wished kind.
+#[derive(Debug, thiserror::Error)]
+pub enum CourierError {
+    /// The courier did what it could and says why it did not work.
+    #[error("{0}")]
+    Failed(Box<Failure>),
+    /// There is no talking with the courier any more.
+    #[error("the courier is lost ({during}): {source}")]
+    Lost {
+        /// What was being done.
+        during: &'static str,
+        /// What the socket said.
+        source: std::io::Error,
+    },
+    /// The courier answered with something that the call has no use for: builder and courier are not of one release.
+    #[error("the courier answered {call} with {found}; builder and courier image must be of one release")]
+    Unexpected {
+        /// What was asked.
+        call: &'static str,
+        /// What came.
+        found: String,
+    },
+    /// The build was told to stop while it waited.
+    #[error("the build was told to stop")]
+    Stopped,
+}
+
+/// The calls of `kiln_contract::call`. They may be made from several threads.
+pub trait Courier: Send + Sync {
+    /// Pins a reference to the manifest of one platform.
+    ///
+    /// # Errors
+    /// The registry has no such image, or does not answer.
+    fn resolve(&self, reference: &str, platform: &str) -> Result<ResolvedImage, CourierError>;
+
+    /// Has a blob of a resolved image written into `into` (a pipe's write end), to its end.
+    ///
+    /// # Errors
+    /// The blob is short, wrong or not to be had.
+    fn read_blob(&self, image: &str, blob: &Descriptor, into: OwnedFd) -> Result<(), CourierError>;
+
+    /// Gives a blob to the output; `file` is readable and seekable.
+    ///
+    /// # Errors
+    /// The output does not take it.
+    fn put_blob(&self, blob: &Descriptor, file: BorrowedFd<'_>) -> Result<Stored, CourierError>;
+
+    /// Gives a blob of a resolved image to the output.
+    ///
+    /// # Errors
+    /// As [`Courier::put_blob`].
+    fn put_base_blob(&self, image: &str, blob: &Descriptor) -> Result<Stored, CourierError>;
+
+    /// Has the manifest composed, pushed and tagged.
+    ///
+    /// # Errors
+    /// The push was refused, or nobody gave leave to tag.
+    fn commit(&self, config: &str, layers: &[Descriptor]) -> Result<Committed, CourierError>;
+
+    /// Says that something happened.
+    ///
+    /// # Errors
+    /// The courier is lost.
+    fn event(&self, event: Event) -> Result<(), CourierError>;
+
+    /// Says that the build failed; waits a bounded time, also when the build was told to stop.
+    ///
+    /// # Errors
+    /// The courier is lost.
+    fn fail(&self, failure: &Failure) -> Result<(), CourierError>;
+}

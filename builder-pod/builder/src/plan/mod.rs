@@ -1,1 +1,24 @@
-//! (being written)
+//! Dockerfile and request -> reachable stages, numbered steps -> with the base images' configs -> a [`Plan`]. Pure.
+//!
+//! First comes the [`Outline`]: which stages are needed, in which order, their numbered steps, the images to resolve; what
+//! is not implemented is refused there by name. [`Outline::plan`] then expands every instruction against the environment
+//! before it. Rules: BuildKit `dockerfile2llb`, and the conformance data where that is silent.
+
+mod copy;
+mod env;
+mod evaluate;
+mod graph;
+mod outline;
+mod ports;
+mod stopsignal;
+mod support;
+mod target;
+mod types;
+
+pub use env::Env;
+pub use outline::{ImageUse, Outline, Target};
+pub use target::normalize as normalize_platform;
+pub use types::{Action, Base, BaseImage, CopyFrom, Op, Plan, PlanError, Stage, Step};
+
+#[cfg(test)]
+mod tests;

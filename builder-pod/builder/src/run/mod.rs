@@ -1,1 +1,215 @@
-//! (being written)
+//! The program: request in, image or failure out. [`build`] is the whole line from source to commit; [`main_in_pod`] runs
+//! it in the `build` container, and `kiln build` on a plain machine.
+
+mod context;
+mod human;
+mod pod;
+mod signals;
+mod source;
+mod timer;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use kiln_contract::image::ResolvedImage;
+use kiln_contract::journal::Event;
+use kiln_contract::request::{BuildRequest, Isolation};
+use kiln_contract::{Failure, FailureClass, reason};
+use kiln_dockerfile::Dockerfile;
+
+use crate::courier::{Client, Committed, Courier, SOCKET_WAIT};
+use crate::engine::{Engine, EngineError, Stop};
+use crate::plan::{Outline, Plan, Target};
+use crate::solve::failure::{Halt, internal, of_engine, of_plan};
+use crate::solve::log::{Entry, Log};
+use crate::solve::{Pack, Wishes, World, resolve, solve};
+use context::LocalContext;
+use timer::Timer;
+
+pub use human::Human;
+pub use pod::main_in_pod;
+
+/// Starts the engine, in a working directory and for an isolation.
+pub type StartEngine<'a> = &'a dyn Fn(&Path, Isolation) -> Result<Arc<dyn Engine>, EngineError>;
+
+/// Where a build runs and to whom it speaks.
+pub struct Settings<'a> {
+    /// The courier's socket.
+    pub socket: &'a Path,
+    /// The workspace: a real file system.
+    pub work_dir: &'a Path,
+    /// Set it to stop the build; the build sets it when it ends badly.
+    pub stop: &'a Stop,
+    /// Makes the engine.
+    pub start_engine: StartEngine<'a>,
+    /// What a person is told.
+    pub log: &'a mut dyn Log,
+}
+
+impl std::fmt::Debug for Settings<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("socket", &self.socket)
+            .field("work_dir", &self.work_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Carries out a request. A failure has been told to the courier and to the log when this returns.
+///
+/// # Errors
+/// Why there is no image.
+pub fn build(request: &BuildRequest, settings: Settings<'_>) -> Result<Committed, Box<Failure>> {
+    let Settings { socket, work_dir, stop, start_engine, log } = settings;
+    let _timer = Timer::start(request.timeout_seconds, stop);
+    let client = match Client::attach(socket, stop, SOCKET_WAIT) {
+        Ok(client) => client,
+        Err(error) => {
+            let failure = Halt::from(error).into_failure(stop);
+            log.entry(Entry::Failed { failure: &failure, excerpt: None });
+            return Err(Box::new(failure));
+        }
+    };
+    let mut build = Build { request, work_dir, stop, start_engine, courier: &client, source_text: None };
+    let result = build.run(log);
+    if let Err(failure) = &result {
+        let excerpt = build.excerpt(failure);
+        log.entry(Entry::Failed { failure, excerpt: excerpt.as_deref() });
+        if let Err(error) = client.fail(failure) {
+            log.entry(Entry::Warning { text: &format!("the failure could not be reported: {error}") });
+        }
+    }
+    result
+}
+
+struct Build<'a> {
+    request: &'a BuildRequest,
+    work_dir: &'a Path,
+    stop: &'a Stop,
+    start_engine: StartEngine<'a>,
+    courier: &'a dyn Courier,
+    /// The Dockerfile's text, once read.
+    source_text: Option<String>,
+}
+
+impl Build<'_> {
+    fn run(&mut self, log: &mut dyn Log) -> Result<Committed, Box<Failure>> {
+        let stop = self.stop;
+        self.line(log).map_err(|halt| Box::new(halt.into_failure(stop)))
+    }
+
+    /// Source -> parse -> outline -> engine -> resolve -> plan -> solve -> commit.
+    fn line(&mut self, log: &mut dyn Log) -> Result<Committed, Halt> {
+        let request = self.request;
+        let context = source::open(&request.source, &request.context_dir, self.work_dir)?;
+        let bytes = source::dockerfile(&context, &request.dockerfile)?;
+        self.source_text = Some(String::from_utf8_lossy(&bytes).into_owned());
+        let file = self.parse(&bytes)?;
+        let target =
+            Target { platform: &request.platform, stage: request.target.as_deref(), args: &request.args };
+        let outline = Outline::new(&file, file.syntax.as_deref(), target)
+            .map_err(|error| of_plan(&error, &request.dockerfile))?;
+        let ignore = source::ignore(&context, &request.dockerfile)?;
+        let engine =
+            (self.start_engine)(self.work_dir, request.isolation).map_err(|e| of_engine(&e, None))?;
+        let isolation = request.isolation.as_str().to_owned();
+        self.courier.event(Event::BuilderStarted { isolation })?;
+        self.courier.event(Event::Planned { steps: outline.planned() })?;
+        let plan = self.plan(&outline).map_err(|halt| self.name_step(&outline, halt, log))?;
+        for name in &plan.unused_args {
+            log.entry(Entry::Warning { text: &format!("build argument {name} is not used: no ARG {name}") });
+        }
+        self.solve(&plan, &*engine, &LocalContext::new(context, ignore), log)
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Result<Dockerfile, Halt> {
+        Dockerfile::parse(bytes).map_err(|error| {
+            let text = self.source_text.as_deref().unwrap_or_default();
+            Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, error.to_string())
+                .at(&self.request.dockerfile, error.position(text).0)
+                .into()
+        })
+    }
+
+    fn plan(&self, outline: &Outline<'_>) -> Result<Plan, Halt> {
+        let request = self.request;
+        let images: Vec<ResolvedImage> =
+            resolve(outline.images(), &request.platform, &request.dockerfile, self.courier)?;
+        Ok(outline.plan(&images).map_err(|error| of_plan(&error, &request.dockerfile))?)
+    }
+
+    /// A step that fails before any step runs is told of like one that ran.
+    fn name_step(&self, outline: &Outline<'_>, halt: Halt, log: &mut dyn Log) -> Halt {
+        if let Halt::Failed(failure) = &halt
+            && let Some(number) = failure.step
+            && let Some(step) = outline.steps().get((number as usize).wrapping_sub(1))
+        {
+            let total = u32::try_from(outline.steps().len()).unwrap_or(u32::MAX);
+            log.entry(Entry::Step { number, total, text: &step.text });
+            // The failure follows, and says all of it again.
+            let _ = self.courier.event(Event::StepFailed { step: number, exit_code: None });
+        }
+        halt
+    }
+
+    fn solve(
+        &self,
+        plan: &Plan,
+        engine: &dyn Engine,
+        context: &LocalContext,
+        log: &mut dyn Log,
+    ) -> Result<Committed, Halt> {
+        let spool = self.work_dir.join("spool");
+        std::fs::create_dir_all(&spool)
+            .map_err(|e| internal(format!("making {} for layers: {e}", spool.display())))?;
+        let world = World {
+            engine,
+            courier: self.courier,
+            context,
+            pack: &Gzip,
+            stop: self.stop,
+            clock: &|| jiff::Timestamp::now().to_string(),
+            spool: &spool,
+        };
+        let wishes = Wishes {
+            attempt: &self.request.attempt,
+            dockerfile: &self.request.dockerfile,
+            labels: &self.request.labels,
+        };
+        solve(plan, wishes, world, log).map_err(Halt::Failed)
+    }
+
+    /// The failing line of the Dockerfile, with a caret under the fault where that is known.
+    fn excerpt(&self, failure: &Failure) -> Option<String> {
+        let text = self.source_text.as_deref()?;
+        let line = failure.line?;
+        if failure.reason == reason::DOCKERFILE_INVALID
+            && let Err(error) = Dockerfile::parse(text.as_bytes())
+        {
+            return error.render("", text).split_once('\n').map(|(_, excerpt)| excerpt.to_owned());
+        }
+        let written = text.lines().nth((line as usize).checked_sub(1)?)?;
+        Some(format!(" {line} | {}", kiln_contract::text::truncate(written.trim_end(), 200)))
+    }
+}
+
+/// gzip, with all cores.
+struct Gzip;
+
+impl Pack for Gzip {
+    fn pack(
+        &self,
+        tar: &mut std::io::PipeReader,
+        out: &mut std::fs::File,
+    ) -> Result<crate::layer::Blob, String> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        crate::layer::compress(tar, out, crate::layer::Compression::Gzip, threads).map_err(|e| e.to_string())
+    }
+}
+
+/// A directory that paths are resolved in, and never out of.
+type Root = OwnedFd;
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,65 @@
-//! (being written)
+//! The file trees of layers and views: unpack a layer, take a difference, copy files in, look users up. Everything goes
+//! through directory handles, and a path in a tree is resolved inside that tree.
+//!
+//! | module | does |
+//! |---|---|
+//! | `at`, `walk`, `remove` | directory handles: look, open, resolve, remove |
+//! | `decompress`, `tar_read`, `place`, `unpack`, `settle` | layer blob -> tree |
+//! | `diff`, `tar_write` | overlay's upper directory -> layer tar |
+//! | `pattern`, `select`, `source` | which files a COPY takes -> events |
+//! | `events`, `stream` | events, and their way over a pipe |
+//! | `apply`, `archive`, `copy` | events -> tree |
+//! | `users` | passwd and group files |
+
+mod apply;
+mod archive;
+mod at;
+mod copy;
+mod decompress;
+mod diff;
+mod error;
+mod events;
+mod pattern;
+mod place;
+mod remove;
+mod select;
+mod settle;
+mod source;
+mod stream;
+mod tar_read;
+mod tar_write;
+mod unpack;
+mod users;
+mod walk;
+
+use std::os::fd::BorrowedFd;
+
+pub use copy::{copy_stream, copy_tree, make_directory, write_context};
+pub use diff::diff;
+pub use error::TreeError;
+pub use settle::settle;
+pub use unpack::unpack;
+pub use users::{owner, user};
+
+/// What a `.dockerignore` says of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ignored {
+    /// Part of the context.
+    No,
+    /// Left out, with all that is below it.
+    Yes,
+    /// Left out itself, but something below it may be part of the context.
+    YesButLookInside,
+}
+
+/// Removes the tree `name` of the directory `trees`; one that is not there is fine.
+///
+/// # Errors
+/// [`TreeError::Internal`] for a name that is no single component, else [`TreeError::Io`].
+pub fn remove(trees: BorrowedFd<'_>, name: &str) -> Result<(), TreeError> {
+    if name.is_empty() || name == "." || name == ".." || name.contains('/') {
+        return Err(TreeError::Internal { message: format!("{name:?} is no name of a tree") });
+    }
+    let trees = at::open_dir(trees, b"").map_err(|e| TreeError::io("opening", name, e))?;
+    remove::remove_all(std::os::fd::AsFd::as_fd(&trees), name.as_bytes())
+}

@@ -1,0 +1,221 @@
+//! The engine of this machine: file work through the helper, commands in sandboxes.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use kiln_contract::request::Isolation;
+
+use super::client::Helper;
+use super::view::work_of;
+use super::wire::Request;
+use crate::engine::{
+    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, Step, Stop, Unpacked,
+    User, View,
+};
+use crate::sandbox::facts::{self, Facts};
+use crate::sandbox::fault::{At as _, Fault, Stage};
+use crate::sandbox::idmap::{self, IdMap};
+use crate::sandbox::spawn::{self, Failure};
+use crate::sandbox::spec::{ProcChoice, ProcKind, Spec, Task};
+use crate::sandbox::{MOUNT_POINT, oom, probe};
+
+/// Settings of a [`LocalEngine`].
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The program to start launchers and the helper from; its main has to call [`super::dispatch_reexec`].
+    pub program: PathBuf,
+    /// First host id of steps in mode `HostRange`.
+    pub host_base: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { program: PathBuf::from("/proc/self/exe"), host_base: idmap::HOST_RANGE_BASE }
+    }
+}
+
+/// Trees below a working directory, a helper that owns them, and a sandbox per step.
+#[derive(Debug)]
+pub struct LocalEngine {
+    helper: Helper,
+    trees: PathBuf,
+    program: PathBuf,
+    map: IdMap,
+    proc: ProcKind,
+}
+
+/// Names of the probe's trees.
+const PROBE: [&str; 2] = ["probe-l", "probe-u"];
+
+impl LocalEngine {
+    /// Prepares `work_dir` (made when absent; what an earlier run left in its trees is removed), starts the helper and
+    /// tries a whole sandbox.
+    ///
+    /// # Errors
+    /// Kind `Isolation`, naming the setting that is missing, when this machine does not allow the sandbox; kind `Space`
+    /// or `Internal`.
+    pub fn start(work_dir: &Path, isolation: Isolation, options: Options) -> Result<Self, EngineError> {
+        let map = idmap::current(isolation, options.host_base)?;
+        let explain = |fault: Fault| probe::explain(&fault, &facts::gather(work_dir));
+        let trees = make_directories(work_dir).map_err(explain)?;
+        let helper = Helper::start(&options.program, &trees, map).map_err(explain)?;
+        let mut engine = Self { helper, trees, program: options.program, map, proc: ProcKind::Bound };
+        engine.clear()?;
+        engine.proc = engine.probe()?;
+        Ok(engine)
+    }
+
+    /// Which `/proc` steps see.
+    pub fn proc(&self) -> ProcKind {
+        self.proc
+    }
+
+    /// The ids of steps.
+    pub fn ids(&self) -> IdMap {
+        self.map
+    }
+
+    /// What this machine allows, for hints.
+    pub fn facts(&self) -> Facts {
+        facts::gather(&self.trees)
+    }
+
+    /// Removes every tree.
+    ///
+    /// # Errors
+    /// Kind `Internal`.
+    pub fn clear(&self) -> Result<(), EngineError> {
+        self.helper.call(&Request::Clear, None)
+    }
+
+    fn probe(&self) -> Result<ProcKind, EngineError> {
+        let [lower, upper] = PROBE.map(str::to_owned);
+        let spec = Spec {
+            map: self.map,
+            lowers: vec![lower.clone()],
+            work: work_of(&upper),
+            upper: upper.clone(),
+            task: Task::Probe,
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            user: User::default(),
+            network: false,
+            proc: ProcChoice::Try,
+        };
+        let ended = spawn::run(&self.program, &self.trees, &spec, &mut Silence, &Stop::default())
+            .map_err(|failure| self.tell(failure, &Stop::default()))?;
+        self.remove(&[lower, upper])?;
+        if ended.code == 0 {
+            Ok(ended.proc)
+        } else {
+            Err(internal(format!("the sandbox probe ended with exit code {}", ended.code)))
+        }
+    }
+
+    fn tell(&self, failure: Failure, stop: &Stop) -> EngineError {
+        match failure {
+            Failure::Fault(fault) => probe::explain(&fault, &self.facts()),
+            Failure::Refused(message) => EngineError { kind: EngineErrorKind::User, message },
+            Failure::Stopped => EngineError {
+                kind: EngineErrorKind::Stopped,
+                message: format!("the build was told to stop: {}", stop.reason().unwrap_or_default()),
+            },
+        }
+    }
+}
+
+/// Makes the working directory and what the engine keeps in it; gives the trees directory.
+fn make_directories(work_dir: &Path) -> Result<PathBuf, Fault> {
+    let trees = work_dir.join("trees");
+    let fail = || format!("cannot make {}", trees.display());
+    // Nobody else on the machine may come near setuid files in trees.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(work_dir).at(Stage::Launch, fail)?;
+    std::fs::DirBuilder::new().recursive(true).create(trees.join(MOUNT_POINT)).at(Stage::Launch, fail)?;
+    // The helper, another user to the kernel, makes the trees in there.
+    std::fs::set_permissions(&trees, std::fs::Permissions::from_mode(0o777)).at(Stage::Launch, fail)?;
+    Ok(trees)
+}
+
+fn internal(message: String) -> EngineError {
+    EngineError { kind: EngineErrorKind::Internal, message }
+}
+
+struct Silence;
+
+impl Output for Silence {
+    fn write(&mut self, _: &[u8]) {}
+}
+
+impl Engine for LocalEngine {
+    fn unpack(&self, tree: &str, media_type: &str, blob: OwnedFd) -> Result<Unpacked, EngineError> {
+        let request = Request::Unpack { tree: tree.to_owned(), media_type: media_type.to_owned() };
+        self.helper.call(&request, Some(blob))
+    }
+
+    fn settle(&self, layers: &[(String, Unpacked)]) -> Result<(), EngineError> {
+        self.helper.call(&Request::Settle { layers: layers.to_vec() }, None)
+    }
+
+    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<(), EngineError> {
+        self.helper.call(&Request::CopyStream { view: view.clone(), to: to.clone() }, Some(entries))
+    }
+
+    fn copy_tree(
+        &self,
+        view: &View,
+        to: &Destination,
+        from: &[String],
+        what: &Selection,
+    ) -> Result<(), EngineError> {
+        let (view, to, from, what) = (view.clone(), to.clone(), from.to_vec(), what.clone());
+        self.helper.call(&Request::CopyTree { view, to, from, what }, None)
+    }
+
+    fn make_directory(&self, view: &View, path: &str, owner: Owner) -> Result<(), EngineError> {
+        self.helper.call(&Request::MakeDirectory { view: view.clone(), path: path.to_owned(), owner }, None)
+    }
+
+    fn user(&self, lowers: &[String], user: &str) -> Result<User, EngineError> {
+        self.helper.call(&Request::User { lowers: lowers.to_vec(), user: user.to_owned() }, None)
+    }
+
+    fn owner(&self, lowers: &[String], chown: &str) -> Result<Owner, EngineError> {
+        self.helper.call(&Request::Owner { lowers: lowers.to_vec(), chown: chown.to_owned() }, None)
+    }
+
+    fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError> {
+        let () = self.helper.call(&Request::Prepare { view: step.view.clone() }, None)?;
+        let spec = Spec {
+            map: self.map,
+            lowers: step.view.lowers.clone(),
+            upper: step.view.upper.clone(),
+            work: work_of(&step.view.upper),
+            task: Task::Command(step.argv.clone()),
+            env: step.env.clone(),
+            cwd: step.cwd.clone(),
+            user: step.user.clone(),
+            network: step.network,
+            proc: ProcChoice::Settled(self.proc),
+        };
+        let before = oom::kills();
+        let ended = spawn::run(&self.program, &self.trees, &spec, output, stop)
+            .map_err(|failure| self.tell(failure, stop))?;
+        let out_of_memory = oom::explains(before, oom::kills(), ended.code);
+        Ok(Exit { code: ended.code, out_of_memory, stubs: ended.stubs })
+    }
+
+    fn diff(
+        &self,
+        view: &View,
+        stubs: &[String],
+        epoch: Option<i64>,
+        out: OwnedFd,
+    ) -> Result<Diff, EngineError> {
+        self.helper.call(&Request::Diff { view: view.clone(), stubs: stubs.to_vec(), epoch }, Some(out))
+    }
+
+    fn remove(&self, trees: &[String]) -> Result<(), EngineError> {
+        self.helper.call(&Request::Remove { trees: trees.to_vec() }, None)
+    }
+}

@@ -1,0 +1,449 @@
+//! Instruction by instruction: expands variables against the environment before it, changes the image's config, and notes
+//! what is to be done with files.
+
+use kiln_contract::image::ResolvedImage;
+use kiln_contract::reason::{BASE_IMAGE_INVALID, DOCKERFILE_INVALID, INTERNAL};
+use kiln_dockerfile::instruction::{Arg, CommandLine, Healthcheck, KeyValue, Network, Run};
+use kiln_dockerfile::platform::{PROXY_ARGS, is_proxy_arg};
+use kiln_dockerfile::{Instruction, InstructionKind, parse_trigger};
+
+use super::copy::{self, Written};
+use super::env::Words;
+use super::graph::{self, Source};
+use super::outline::{Outline, at_step};
+use super::{Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, ports, stopsignal, support};
+use crate::image::{Health, Image, duration, list, quoted};
+
+const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
+
+/// A stage as it is evaluated.
+#[derive(Clone)]
+struct State {
+    image: Image,
+    /// What variables expand to: the image's environment and the stage's ARGs.
+    env: Env,
+    /// ARGs in scope, in order.
+    args: Vec<Arg>,
+    /// The stage has a CMD of its own, which an ENTRYPOINT leaves alone.
+    own_cmd: bool,
+    ops: Vec<Op>,
+}
+
+struct Evaluation<'a> {
+    outline: &'a Outline<'a>,
+    /// Place in [`Plan::images`] of each of the outline's images.
+    places: Vec<usize>,
+    images: Vec<BaseImage>,
+    /// Stages that are done, in build order.
+    states: Vec<State>,
+}
+
+/// The plan of an outline whose images are resolved.
+pub(super) fn plan(outline: &Outline<'_>, resolved: &[ResolvedImage]) -> Result<Plan, PlanError> {
+    if resolved.len() != outline.images().len() {
+        let message =
+            format!("{} images were resolved, {} were named", resolved.len(), outline.images().len());
+        return Err(PlanError::new(INTERNAL, None, message));
+    }
+    let mut evaluation = Evaluation { outline, places: Vec::new(), images: Vec::new(), states: Vec::new() };
+    for (image, used) in resolved.iter().zip(outline.images()) {
+        evaluation
+            .add_image(image)
+            .map_err(|e| PlanError { line: Some(used.line), ..at_step(e, used.step) })?;
+    }
+    for place in 0..outline.order.len() {
+        let state = evaluation.stage(place)?;
+        evaluation.states.push(state);
+    }
+    Ok(evaluation.finish())
+}
+
+impl Evaluation<'_> {
+    /// Takes in an image; two references to one manifest are one image.
+    fn add_image(&mut self, resolved: &ResolvedImage) -> Result<(), PlanError> {
+        if let Some(place) = self.images.iter().position(|image| image.resolved.pinned == resolved.pinned) {
+            self.places.push(place);
+            return Ok(());
+        }
+        let image = Image::from_base(resolved, &self.outline.platform)
+            .map_err(|e| PlanError::new(BASE_IMAGE_INVALID, None, e.to_string()))?;
+        self.places.push(self.images.len());
+        self.images.push(BaseImage {
+            resolved: resolved.clone(),
+            diff_ids: image.base_diff_ids().to_vec(),
+            files: false,
+        });
+        Ok(())
+    }
+
+    fn image(&self, reference: &str) -> Option<usize> {
+        let at = self.outline.images().iter().position(|image| image.reference == reference)?;
+        self.places.get(at).copied()
+    }
+
+    /// Place in build order of a stage of the Dockerfile, if it is built.
+    fn place(&self, stage: usize) -> Option<usize> {
+        self.outline.order.iter().position(|node| node.stage == stage)
+    }
+
+    fn base(&self, place: usize) -> Result<Base, PlanError> {
+        let missing = || PlanError::new(INTERNAL, None, "a stage's base was not planned");
+        Ok(match &self.outline.order[place].base {
+            Source::Scratch => Base::Scratch,
+            Source::Stage(stage) => Base::Stage(self.place(*stage).ok_or_else(missing)?),
+            Source::Image(reference) => Base::Image(self.image(reference).ok_or_else(missing)?),
+        })
+    }
+
+    fn stage(&self, place: usize) -> Result<State, PlanError> {
+        let file = self.outline.file;
+        let written = &file.stages[self.outline.order[place].stage];
+        let (start, line) = (self.outline.starts[place], written.lines.first);
+        let fresh = |image: Image| {
+            let mut env = Env::default();
+            env.extend_pairs(image.config.env.iter().flatten());
+            State { image, env, args: Vec::new(), own_cmd: false, ops: Vec::new() }
+        };
+        let mut state = match self.base(place)? {
+            Base::Scratch => fresh(Image::scratch(&self.outline.platform)),
+            Base::Stage(parent) => State { own_cmd: false, ops: Vec::new(), ..self.states[parent].clone() },
+            Base::Image(image) => fresh(
+                Image::from_base(&self.images[image].resolved, &self.outline.platform)
+                    .map_err(|e| at_step(PlanError::new(BASE_IMAGE_INVALID, line, e.to_string()), start))?,
+            ),
+        };
+        for text in state.image.config.on_build.take().unwrap_or_default() {
+            self.trigger(&mut state, place, &text, line).map_err(|e| at_step(e, start))?;
+        }
+        for (instruction, step) in written.instructions.iter().zip(start + 1..) {
+            self.instruction(&mut state, place, instruction, step).map_err(|e| at_step(e, step))?;
+        }
+        Ok(state)
+    }
+
+    /// An ONBUILD instruction of the base is carried out as part of FROM.
+    fn trigger(&self, state: &mut State, place: usize, text: &str, line: u32) -> Result<(), PlanError> {
+        let context = |message: String| format!("ONBUILD {text} of the base image: {message}");
+        let mut trigger = parse_trigger(text)
+            .map_err(|e| PlanError::new(DOCKERFILE_INVALID, line, context(e.to_string())))?;
+        trigger.lines.first = line;
+        let step = self.outline.starts[place];
+        support::check(&trigger)
+            .and_then(|()| self.instruction(state, place, &trigger, step))
+            .map_err(|e| PlanError { message: context(e.message.clone()), line: Some(line), ..e })
+    }
+
+    fn instruction(
+        &self,
+        state: &mut State,
+        place: usize,
+        instruction: &Instruction,
+        step: u32,
+    ) -> Result<(), PlanError> {
+        let line = instruction.lines.first;
+        let env = state.env.clone();
+        let words = Words { env: &env, escape: self.outline.file.escape, line };
+        let invalid = |message: String| PlanError::new(DOCKERFILE_INVALID, line, message);
+        match &instruction.kind {
+            InstructionKind::Run(run) => {
+                let (action, text) = self.run(state, run);
+                state.op(step, action, text);
+            }
+            InstructionKind::Copy(written) => {
+                let from = match &written.from {
+                    None => CopyFrom::Context,
+                    Some(from) => self.copy_from(from, place, line)?,
+                };
+                let written = Written {
+                    name: "COPY",
+                    files: &written.files,
+                    chown: written.chown.as_ref(),
+                    chmod: written.chmod.as_ref(),
+                    unpack: false,
+                };
+                let (action, text) = copy::evaluate(&written, from, &state.workdir(), words)?;
+                state.op(step, action, text);
+            }
+            InstructionKind::Add(written) => {
+                let written = Written {
+                    name: "ADD",
+                    files: &written.files,
+                    chown: written.chown.as_ref(),
+                    chmod: written.chmod.as_ref(),
+                    unpack: written.unpack.unwrap_or(true),
+                };
+                let (action, text) = copy::evaluate(&written, CopyFrom::Context, &state.workdir(), words)?;
+                state.op(step, action, text);
+            }
+            InstructionKind::Workdir(path) => {
+                let wished = words.one(path)?;
+                // An absolute path stays as written; a relative one is joined and cleaned.
+                let path = if wished.starts_with('/') {
+                    wished
+                } else {
+                    copy::clean(&format!("{}/{wished}", state.workdir()))
+                };
+                state.image.config.working_dir = Some(path.clone());
+                let text = format!("WORKDIR {path}");
+                if path == "/" {
+                    state.image.commit(step, text, false);
+                } else {
+                    let user = state.image.config.user.clone().filter(|user| !user.is_empty());
+                    state.op(step, Action::Workdir { path, user }, text);
+                }
+            }
+            InstructionKind::Arg(args) => self.arg(state, args, step, line)?,
+            InstructionKind::Env(pairs) => {
+                let pairs = expand_pairs(pairs, words)?;
+                for (name, value) in &pairs {
+                    state.env.set(name, value);
+                    state.image.config.set_env(name, value);
+                }
+                state.image.commit(step, format!("ENV {}", join_pairs(&pairs)), false);
+            }
+            InstructionKind::Label(pairs) => {
+                let pairs = expand_pairs(pairs, words)?;
+                state.image.config.labels.get_or_insert_default().extend(pairs.iter().cloned());
+                state.image.commit(step, format!("LABEL {}", join_pairs(&pairs)), false);
+            }
+            InstructionKind::Cmd(command) => {
+                let argv = state.argv(command);
+                state.image.commit(step, format!("CMD {}", quoted(&argv)), false);
+                state.image.config.cmd = Some(argv);
+                state.image.config.args_escaped = Some(true);
+                state.own_cmd = true;
+            }
+            InstructionKind::Entrypoint(command) => {
+                let argv = state.argv(command);
+                state.image.commit(step, format!("ENTRYPOINT {}", quoted(&argv)), false);
+                state.image.config.entrypoint = Some(argv);
+                if !state.own_cmd {
+                    state.image.config.cmd = None;
+                }
+            }
+            InstructionKind::Expose(specs) => {
+                let mut ports = Vec::new();
+                for spec in specs {
+                    for word in words.split(spec)? {
+                        ports.extend(ports::parse(&word).map_err(invalid)?);
+                    }
+                }
+                ports.iter().for_each(|port| state.image.config.expose(port));
+                state.image.commit(step, format!("EXPOSE {}", list(&ports)), false);
+            }
+            InstructionKind::Volume(paths) => {
+                let paths = words.each(paths)?;
+                if paths.iter().any(String::is_empty) {
+                    return Err(invalid("VOLUME: expected a path, found nothing".into()));
+                }
+                paths.iter().for_each(|path| state.image.config.add_volume(path));
+                state.image.commit(step, format!("VOLUME {}", list(&paths)), false);
+            }
+            InstructionKind::User(user) => {
+                let user = words.one(user)?;
+                state.image.commit(step, format!("USER {user}"), false);
+                state.image.config.user = Some(user);
+            }
+            InstructionKind::StopSignal(signal) => {
+                let signal = words.one(signal)?;
+                if !stopsignal::is_signal(&signal) {
+                    return Err(invalid(format!(
+                        "STOPSIGNAL: expected a signal's name or number, found {signal:?}"
+                    )));
+                }
+                state.image.commit(step, format!("STOPSIGNAL {signal}"), false);
+                state.image.config.stop_signal = Some(signal);
+            }
+            InstructionKind::Shell(argv) => {
+                state.image.commit(step, format!("SHELL {}", list(argv)), false);
+                state.image.config.shell = Some(argv.clone());
+            }
+            InstructionKind::Healthcheck(check) => {
+                state.image.commit(step, health_text(check), false);
+                state.image.config.healthcheck = Some(Health {
+                    test: Some(check.test.clone()),
+                    interval: check.interval_ns,
+                    timeout: check.timeout_ns,
+                    start_period: check.start_period_ns,
+                    start_interval: check.start_interval_ns,
+                    retries: i64::from(check.retries),
+                });
+            }
+            InstructionKind::Maintainer(author) => {
+                state.image.set_author(author);
+                state.image.commit(step, format!("MAINTAINER {author}"), false);
+            }
+            // Recorded for children; no entry in the history.
+            InstructionKind::Onbuild(text) => {
+                state.image.config.on_build.get_or_insert_default().push(text.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// ARG: a build argument wins over the default, which wins over the global scope's value. Each variable sees those
+    /// before it.
+    fn arg(&self, state: &mut State, args: &[Arg], step: u32, line: u32) -> Result<(), PlanError> {
+        let mut text = String::from("ARG");
+        for arg in args {
+            let value = match (self.outline.args.get(&arg.key), &arg.value) {
+                (Some(given), _) => Some(given.clone()),
+                (None, Some(default)) => {
+                    Some(Words { env: &state.env, escape: self.outline.file.escape, line }.one(default)?)
+                }
+                (None, None) => self.outline.globals.get(&arg.key).map(str::to_owned),
+            };
+            text.push_str(&format!(" {}", arg.key));
+            if let Some(value) = &value {
+                text.push_str(&format!("={value}"));
+                state.env.set(&arg.key, value);
+            }
+            state.args.push(Arg { value, ..arg.clone() });
+        }
+        state.image.commit(step, text, false);
+        Ok(())
+    }
+
+    fn run(&self, state: &State, run: &Run) -> (Action, String) {
+        let argv = state.argv(&run.command);
+        let mut env = Env::default();
+        for (name, value) in self.outline.args.iter().filter(|(name, _)| is_proxy_arg(name)) {
+            if let Some(upper) = PROXY_ARGS.iter().find(|known| known.eq_ignore_ascii_case(name)) {
+                env.set(upper, value);
+                env.set(&upper.to_ascii_lowercase(), value);
+            }
+        }
+        for (name, value) in state.env.iter() {
+            env.set(name, value);
+        }
+        let text = format!("RUN {}{} # buildkit", state.args_text(), argv.join(" "));
+        let action = Action::Run {
+            argv,
+            env: env.pairs(),
+            cwd: state.workdir(),
+            user: state.image.config.user.clone().filter(|user| !user.is_empty()).unwrap_or("0".into()),
+            network: run.network != Network::None,
+        };
+        (action, text)
+    }
+
+    fn copy_from(&self, from: &str, place: usize, line: u32) -> Result<CopyFrom, PlanError> {
+        let found = match graph::copy_source(self.outline.file, from, line)? {
+            Source::Stage(stage) => self.place(stage).filter(|p| *p < place).map(CopyFrom::Stage),
+            Source::Image(reference) => self.image(&reference).map(CopyFrom::Image),
+            Source::Scratch => None,
+        };
+        // Only a trigger of a base image can name what the outline did not see.
+        found.ok_or_else(|| support::refusal(&format!("COPY --from={from} as a trigger"), line))
+    }
+
+    /// Says which files are read and which layers are published.
+    fn finish(self) -> Plan {
+        let count = self.states.len();
+        let steps = self.outline.steps();
+        let bases: Vec<Base> = (0..count).map(|place| self.base(place).unwrap_or(Base::Scratch)).collect();
+        let mut files: Vec<bool> = self.states.iter().map(|state| !state.ops.is_empty()).collect();
+        let mut publish = vec![false; count];
+        let mut images = self.images;
+        for op in self.states.iter().flat_map(|state| &state.ops) {
+            match op.action {
+                Action::Copy { from: CopyFrom::Stage(stage), .. } => files[stage] = true,
+                Action::Copy { from: CopyFrom::Image(image), .. } => images[image].files = true,
+                _ => {}
+            }
+        }
+        if let Some(last) = publish.last_mut() {
+            *last = true;
+        }
+        for place in (0..count).rev() {
+            match bases[place] {
+                Base::Scratch => {}
+                Base::Stage(parent) => {
+                    files[parent] |= files[place];
+                    publish[parent] |= publish[place];
+                }
+                Base::Image(image) => images[image].files |= files[place],
+            }
+        }
+        let ends = self.outline.starts.iter().skip(1).map(|start| start - 1);
+        let last = u32::try_from(steps.len()).unwrap_or(u32::MAX);
+        let ends: Vec<u32> = ends.chain([last]).collect();
+        let stages = self
+            .states
+            .into_iter()
+            .enumerate()
+            .map(|(place, state)| Stage {
+                name: graph::stage_name(self.outline.file, self.outline.order[place].stage),
+                steps: self.outline.starts[place]..=ends[place],
+                base: bases[place],
+                ops: state.ops,
+                image: state.image,
+                files: files[place],
+                publish: publish[place],
+            })
+            .collect();
+        Plan {
+            steps: steps.to_vec(),
+            images,
+            stages,
+            epoch: self.outline.epoch,
+            unused_args: self.outline.unused_args(),
+        }
+    }
+}
+
+impl State {
+    /// Notes something to do with files, and its layer in the history.
+    fn op(&mut self, step: u32, action: Action, created_by: String) {
+        self.image.commit(step, created_by.clone(), true);
+        self.ops.push(Op { step, created_by, action });
+    }
+
+    fn workdir(&self) -> String {
+        let dir = self.image.config.working_dir.as_deref().unwrap_or_default();
+        if dir.starts_with('/') { dir.to_owned() } else { copy::clean(dir) }
+    }
+
+    /// The words of a command; SHELL in front of one in shell form.
+    fn argv(&self, command: &CommandLine) -> Vec<String> {
+        if !command.shell_form {
+            return command.args.clone();
+        }
+        let shell = self.image.config.shell.clone().filter(|shell| !shell.is_empty());
+        let mut argv = shell.unwrap_or_else(|| DEFAULT_SHELL.map(str::to_owned).to_vec());
+        argv.push(command.args.join(" "));
+        argv
+    }
+
+    /// `|2 A=1 B= `: the ARGs in scope with the values that the command sees; nothing when there are none.
+    fn args_text(&self) -> String {
+        let mut values = Env::default();
+        for arg in &self.args {
+            let value = self.env.get(&arg.key).or(arg.value.as_deref()).unwrap_or_default();
+            values.set(&arg.key, value);
+        }
+        let pairs = values.pairs();
+        if pairs.is_empty() { String::new() } else { format!("|{} {} ", pairs.len(), pairs.join(" ")) }
+    }
+}
+
+fn expand_pairs(pairs: &[KeyValue], words: Words<'_>) -> Result<Vec<(String, String)>, PlanError> {
+    pairs.iter().map(|pair| Ok((words.one(&pair.key)?, words.one(&pair.value)?))).collect()
+}
+
+fn join_pairs(pairs: &[(String, String)]) -> String {
+    pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Go's `%+v` of Docker's `HealthcheckConfig`.
+fn health_text(check: &Healthcheck) -> String {
+    format!(
+        "HEALTHCHECK {{Test:{} Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
+        list(&check.test),
+        duration(check.interval_ns),
+        duration(check.timeout_ns),
+        duration(check.start_period_ns),
+        duration(check.start_interval_ns),
+        check.retries
+    )
+}

@@ -1,0 +1,247 @@
+//! The first look at a Dockerfile, before anything is asked of a registry: what is needed, numbered, and possible.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_contract::image::ResolvedImage;
+use kiln_contract::journal::{MAX_STEPS, PlannedStep};
+use kiln_contract::reason::{DOCKERFILE_INVALID, INVALID_SPEC, NOT_SUPPORTED};
+use kiln_dockerfile::platform::{is_global_arg, is_proxy_arg};
+use kiln_dockerfile::{Dockerfile, InstructionKind};
+
+use super::env::Words;
+use super::graph::{self, Node, Source};
+use super::{Env, Plan, PlanError, Step, evaluate, normalize_platform, support, target};
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// `os/arch[/variant]`: the platform of this machine.
+    pub platform: &'a str,
+    /// The stage to build; the last one when absent.
+    pub stage: Option<&'a str>,
+    /// Build arguments.
+    pub args: &'a BTreeMap<String, String>,
+}
+
+/// An image that has to be resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageUse {
+    /// As the Dockerfile has it, expanded.
+    pub reference: String,
+    /// The first step that uses it.
+    pub step: u32,
+    /// That step's line.
+    pub line: u32,
+}
+
+/// What is known of a build before its base images are.
+#[derive(Debug)]
+pub struct Outline<'a> {
+    pub(super) file: &'a Dockerfile,
+    pub(super) args: &'a BTreeMap<String, String>,
+    pub(super) platform: String,
+    pub(super) globals: Env,
+    pub(super) order: Vec<Node>,
+    /// Number of the FROM of each stage in `order`.
+    pub(super) starts: Vec<u32>,
+    pub(super) epoch: Option<i64>,
+    steps: Vec<Step>,
+    images: Vec<ImageUse>,
+}
+
+impl<'a> Outline<'a> {
+    /// Reads what is asked of `file`; `syntax` is what its `# syntax=` line names.
+    ///
+    /// # Errors
+    /// What can't be, or is not implemented, with its line.
+    pub fn new(file: &'a Dockerfile, syntax: Option<&str>, wished: Target<'a>) -> Result<Self, PlanError> {
+        if let Some(syntax) = syntax {
+            support::check_syntax(syntax, Some(1))?;
+        }
+        if let Some(syntax) = wished.args.get("BUILDKIT_SYNTAX") {
+            support::check_syntax(syntax, None)?;
+        }
+        let platform = normalize_platform(wished.platform).ok_or_else(|| {
+            PlanError::new(
+                INVALID_SPEC,
+                None,
+                format!("{:?} is no platform; expected os/arch[/variant]", wished.platform),
+            )
+        })?;
+        let last = graph::target(file, wished.stage)?;
+        let stage = file.stages[last].name.as_deref().unwrap_or("default");
+        let mut globals = target::platform_args(&platform, stage, wished.args);
+        for meta in &file.meta_args {
+            let line = meta.lines.first;
+            for arg in &meta.args {
+                let value = match wished.args.get(&arg.key) {
+                    Some(value) => Some(value.clone()),
+                    None => Words { env: &globals, escape: file.escape, line }.maybe(arg.value.as_ref())?,
+                };
+                if let Some(value) = value {
+                    globals.set(&arg.key, &value);
+                }
+            }
+        }
+        let epoch = epoch(file, wished.args.get("SOURCE_DATE_EPOCH").map(String::as_str), &globals)?;
+        let order = graph::order(file, last, &globals)?;
+        let mut outline = Self {
+            file,
+            args: wished.args,
+            platform,
+            globals,
+            order,
+            starts: Vec::new(),
+            epoch,
+            steps: Vec::new(),
+            images: Vec::new(),
+        };
+        outline.number()?;
+        Ok(outline)
+    }
+
+    /// Numbers all steps, finds the images, and refuses what can't be done.
+    fn number(&mut self) -> Result<(), PlanError> {
+        let file = self.file;
+        for meta in &file.meta_args {
+            self.push("global", meta.lines.first, &meta.original);
+        }
+        for node in self.order.clone() {
+            let stage = &file.stages[node.stage];
+            let name = graph::stage_name(file, node.stage);
+            let start = self.push(&name, stage.lines.first, &stage.original);
+            self.starts.push(start);
+            self.check_platform(stage.platform.as_deref(), stage.lines.first)
+                .map_err(|e| at_step(e, start))?;
+            if let Source::Image(reference) = &node.base {
+                self.need(reference, start, stage.lines.first);
+            }
+            for instruction in &stage.instructions {
+                let line = instruction.lines.first;
+                let number = self.push(&name, line, &instruction.original);
+                support::check(instruction).map_err(|e| at_step(e, number))?;
+                if let InstructionKind::Copy(copy) = &instruction.kind
+                    && let Some(from) = &copy.from
+                    && let Source::Image(reference) = graph::copy_source(file, from, line)?
+                {
+                    self.need(&reference, number, line);
+                }
+            }
+        }
+        if self.steps.len() > MAX_STEPS {
+            return Err(PlanError::new(
+                NOT_SUPPORTED,
+                None,
+                format!(
+                    "the build has {} steps, {MAX_STEPS} are allowed; join RUN lines or split the Dockerfile",
+                    self.steps.len()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, stage: &str, line: u32, text: &str) -> u32 {
+        self.steps.push(Step { stage: stage.to_owned(), line, text: text.replace(['\n', '\r'], " ") });
+        u32::try_from(self.steps.len()).unwrap_or(u32::MAX)
+    }
+
+    fn need(&mut self, reference: &str, step: u32, line: u32) {
+        if self.images.iter().all(|image| image.reference != reference) {
+            self.images.push(ImageUse { reference: reference.to_owned(), step, line });
+        }
+    }
+
+    fn check_platform(&self, written: Option<&str>, line: u32) -> Result<(), PlanError> {
+        let Some(written) = written else { return Ok(()) };
+        let wished = Words { env: &self.globals, escape: self.file.escape, line }.one(written)?;
+        match normalize_platform(&wished) {
+            _ if wished.is_empty() => Ok(()),
+            None => Err(PlanError::new(
+                DOCKERFILE_INVALID,
+                line,
+                format!("FROM --platform={wished}: expected os/arch[/variant], such as linux/amd64"),
+            )),
+            Some(platform) if platform == self.platform => Ok(()),
+            Some(platform) => Err(PlanError::new(
+                NOT_SUPPORTED,
+                line,
+                format!(
+                    "FROM --platform={platform}: this build is for {}, and another platform is not supported by this version of Kiln",
+                    self.platform
+                ),
+            )),
+        }
+    }
+
+    /// All steps, in order of execution.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// The steps as the journal has them.
+    pub fn planned(&self) -> Vec<PlannedStep> {
+        self.steps.iter().map(Step::planned).collect()
+    }
+
+    /// The images to resolve, each reference once, in order of first use.
+    pub fn images(&self) -> &[ImageUse] {
+        &self.images
+    }
+
+    /// The whole plan, once all of [`Outline::images`] are resolved, in that order.
+    ///
+    /// # Errors
+    /// What can't be, or is not implemented, with its line.
+    pub fn plan(&self, resolved: &[ResolvedImage]) -> Result<Plan, PlanError> {
+        evaluate::plan(self, resolved)
+    }
+
+    /// Build arguments that nothing takes up.
+    pub(super) fn unused_args(&self) -> Vec<String> {
+        let mut used: BTreeSet<&str> =
+            self.file.meta_args.iter().flat_map(|meta| &meta.args).map(|arg| arg.key.as_str()).collect();
+        for node in &self.order {
+            for instruction in &self.file.stages[node.stage].instructions {
+                if let InstructionKind::Arg(args) = &instruction.kind {
+                    used.extend(args.iter().map(|arg| arg.key.as_str()));
+                }
+            }
+        }
+        let builtin = |name: &str| {
+            is_proxy_arg(name)
+                || is_global_arg(name)
+                || name.starts_with("BUILDKIT_")
+                || name == "SOURCE_DATE_EPOCH"
+        };
+        self.args.keys().filter(|name| !used.contains(name.as_str()) && !builtin(name)).cloned().collect()
+    }
+}
+
+/// The same error in a step.
+pub(super) fn at_step(error: PlanError, step: u32) -> PlanError {
+    PlanError { step: Some(step), ..error }
+}
+
+/// `SOURCE_DATE_EPOCH` of the request, or of the Dockerfile's global scope.
+fn epoch(file: &Dockerfile, argument: Option<&str>, globals: &Env) -> Result<Option<i64>, PlanError> {
+    let Some(text) = argument.or_else(|| globals.get("SOURCE_DATE_EPOCH")).filter(|text| !text.is_empty())
+    else {
+        return Ok(None);
+    };
+    // The year 9999 is the last that RFC 3339 can write.
+    let seconds = text.parse::<i64>().ok().filter(|seconds| (0..=253_402_300_799).contains(seconds));
+    let names_a_stage =
+        text == "context" || file.stages.iter().any(|stage| stage.name.as_deref() == Some(text));
+    if names_a_stage {
+        let what = format!("SOURCE_DATE_EPOCH={text} (the time of a source)");
+        return Err(PlanError { line: None, ..support::refusal(&what, 0) });
+    }
+    seconds.map(Some).ok_or_else(|| {
+        PlanError::new(
+            DOCKERFILE_INVALID,
+            None,
+            format!("SOURCE_DATE_EPOCH: expected seconds since 1970-01-01, found {text:?}"),
+        )
+    })
+}

@@ -1,0 +1,76 @@
+//! The `build` container's main.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_contract::request::{BuildRequest, MAX_REQUEST};
+use kiln_contract::{Failure, paths, reason};
+
+use super::{Human, Settings, build, signals};
+use crate::courier::{Client, Courier, SOCKET_WAIT};
+use crate::engine::{Engine, Stop};
+use crate::helper::{LocalEngine, Options};
+use crate::solve::failure::internal;
+use crate::solve::log::{Entry, Log};
+
+/// The builder is gone this long after its SIGTERM, whatever it waits for: 5 s are promised to the courier.
+const GRACE: Duration = Duration::from_millis(4800);
+
+/// Carries out the request that is mounted into the pod; its exit code is 0 when the image is tagged, else 1.
+pub fn main_in_pod() -> ExitCode {
+    let stop = Stop::default();
+    let mut log = Human::new(std::io::stdout());
+    let on_terminate = {
+        let stop = stop.clone();
+        move || {
+            stop.stop(reason::POD_DELETED);
+            std::thread::sleep(GRACE);
+            std::process::exit(1);
+        }
+    };
+    if let Err(error) = signals::on_terminate(on_terminate) {
+        log.entry(Entry::Warning { text: &format!("SIGTERM will not be noticed: {error}") });
+    }
+    let request = match read_request(Path::new(paths::REQUEST)) {
+        Ok(request) => request,
+        Err(message) => return report(&internal(message), &stop, &mut log),
+    };
+    let settings = Settings {
+        socket: Path::new(paths::SOCKET),
+        work_dir: Path::new(paths::WORK_DIR),
+        stop: &stop,
+        start_engine: &|work_dir, isolation| {
+            let engine: Arc<dyn Engine> =
+                Arc::new(LocalEngine::start(work_dir, isolation, Options::default())?);
+            Ok(engine)
+        },
+        log: &mut log,
+    };
+    match build(&request, settings) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn read_request(path: &Path) -> Result<BuildRequest, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_REQUEST as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|e| format!("the request {} can't be read: {e}", path.display()))?;
+    BuildRequest::parse(&bytes)
+}
+
+/// A failure before there is a request.
+fn report(failure: &Failure, stop: &Stop, log: &mut dyn Log) -> ExitCode {
+    log.entry(Entry::Failed { failure, excerpt: None });
+    let told =
+        Client::attach(Path::new(paths::SOCKET), stop, SOCKET_WAIT).and_then(|courier| courier.fail(failure));
+    if let Err(error) = told {
+        log.entry(Entry::Warning { text: &format!("the failure could not be reported: {error}") });
+    }
+    ExitCode::FAILURE
+}

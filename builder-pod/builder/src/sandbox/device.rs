@@ -1,0 +1,71 @@
+//! A step's `/dev`: the six harmless devices of the pod and what else a container's `/dev` has.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+
+use super::fault::{At as _, Fault, Stage};
+use super::inroot::Place;
+use super::mounts::{bind, link_of, mount, top_of};
+
+/// Devices of the pod that a step gets. Nodes can't be made in a user namespace, so the pod's are bound.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Links, as in a docker container.
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+const QUIET: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
+const NO_NODES: MountFlags = QUIET.union(MountFlags::NODEV);
+
+/// Mounts a `/dev` at `place`. The pod's own `/dev` must still be in sight.
+///
+/// # Errors
+/// [`Stage::Dev`].
+pub fn populate(place: &Place) -> Result<(), Fault> {
+    let stage = Stage::Dev;
+    // Sizes as in docker: 64 MiB each, of memory that counts against the pod's limit.
+    mount(stage, "tmpfs", link_of(&place.target), MountFlags::NOSUID, "mode=755,size=65536k")?;
+    let dev = top_of(stage, place)?;
+    for name in DEVICES {
+        device(&dev, name)?;
+    }
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(target, &dev, name).at(stage, || format!("cannot make /dev/{name}"))?;
+    }
+    mount(stage, "devpts", link_of(&directory(&dev, "pts")?), QUIET, "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    mount(stage, "tmpfs", link_of(&directory(&dev, "shm")?), NO_NODES, "mode=1777,size=65536k")?;
+    match mount(stage, "mqueue", link_of(&directory(&dev, "mqueue")?), NO_NODES, "") {
+        // A kernel without POSIX queues.
+        Err(fault) if fault.errno == Some(libc::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
+fn directory(dev: impl AsFd, name: &str) -> Result<OwnedFd, Fault> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755))
+        .and_then(|()| rustix::fs::openat(&dev, name, flags, Mode::empty()))
+        .at(Stage::Dev, || format!("cannot make /dev/{name}"))
+}
+
+fn device(dev: impl AsFd, name: &str) -> Result<(), Fault> {
+    let source = format!("/dev/{name}");
+    match rustix::fs::openat(CWD, &source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        // A pod without it: neither has the step.
+        Err(Errno::NOENT) => return Ok(()),
+        found => drop(found.at(Stage::Dev, || format!("cannot find the pod's {source}"))?),
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
+    let node = rustix::fs::openat(&dev, name, flags, Mode::from_raw_mode(0o666))
+        .at(Stage::Dev, || format!("cannot make {source}"))?;
+    bind(Stage::Dev, &source, &node, false)
+}

@@ -1,0 +1,279 @@
+//! An engine, a courier and a log that note what is asked of them, for tests.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+
+use kiln_contract::call::Stored;
+use kiln_contract::image::ResolvedImage;
+use kiln_contract::{Descriptor, FailureClass, reason};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::courier::CourierError;
+use crate::engine::{Destination, Diff, EngineErrorKind, Exit, Output, Owner, Step, Unpacked, User, View};
+
+pub(crate) fn id(text: &str) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(text.as_bytes())))
+}
+
+/// What was asked, in order, from all sides.
+#[derive(Default)]
+pub(crate) struct Notes(Mutex<Vec<String>>);
+
+impl Notes {
+    pub fn add(&self, note: String) {
+        self.0.lock().unwrap().push(note);
+    }
+
+    pub fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Those that start with one of `words`, in order.
+    pub fn of(&self, words: &[&str]) -> Vec<String> {
+        self.all().into_iter().filter(|n| words.iter().any(|w| n.starts_with(w))).collect()
+    }
+}
+
+/// Does nothing with files. A layer's bytes are its name, and its diff ID is that name's digest.
+#[derive(Default)]
+pub(crate) struct FakeEngine {
+    pub notes: Notes,
+    /// How a command ends; 0 when absent.
+    pub codes: BTreeMap<String, i32>,
+    pub out_of_memory: bool,
+    /// Commands that wait until the build is told to stop.
+    pub endless: bool,
+    /// What a call (by its first word) fails with.
+    pub fail: BTreeMap<&'static str, EngineError>,
+}
+
+impl FakeEngine {
+    fn note(&self, word: &'static str, rest: &str) -> Result<(), EngineError> {
+        self.notes.add(format!("{word} {rest}"));
+        self.fail.get(word).cloned().map_or(Ok(()), Err)
+    }
+}
+
+fn read_all(fd: OwnedFd) -> String {
+    let mut text = String::new();
+    std::fs::File::from(fd).read_to_string(&mut text).unwrap();
+    text
+}
+
+impl Engine for FakeEngine {
+    fn unpack(&self, tree: &str, _media_type: &str, blob: OwnedFd) -> Result<Unpacked, EngineError> {
+        let text = read_all(blob);
+        self.note("unpack", &format!("{tree} {text}"))?;
+        Ok(Unpacked { diff_id: id(&text), ..Unpacked::default() })
+    }
+
+    fn settle(&self, layers: &[(String, Unpacked)]) -> Result<(), EngineError> {
+        self.note("settle", &layers.iter().map(|(tree, _)| tree.as_str()).collect::<Vec<_>>().join(","))
+    }
+
+    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<(), EngineError> {
+        let text = read_all(entries);
+        self.note("copy_stream", &format!("{} {text} -> {}", view.upper, to.path))
+    }
+
+    fn copy_tree(
+        &self,
+        view: &View,
+        to: &Destination,
+        from: &[String],
+        what: &Selection,
+    ) -> Result<(), EngineError> {
+        let rest = format!("{} {} {} -> {}", view.upper, from.join(","), what.sources.join(","), to.path);
+        self.note("copy_tree", &rest)
+    }
+
+    fn make_directory(&self, view: &View, path: &str, owner: Owner) -> Result<(), EngineError> {
+        self.note("make_directory", &format!("{} {path} {}", view.upper, owner.uid))
+    }
+
+    fn user(&self, _lowers: &[String], user: &str) -> Result<User, EngineError> {
+        self.note("user", user)?;
+        Ok(User::default())
+    }
+
+    fn owner(&self, _lowers: &[String], chown: &str) -> Result<Owner, EngineError> {
+        self.note("owner", chown)?;
+        Ok(Owner { uid: 7, gid: 7 })
+    }
+
+    fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError> {
+        let command = step.argv.last().cloned().unwrap_or_default();
+        self.note("run", &format!("{}+{} {command}", step.view.lowers.join(","), step.view.upper))?;
+        output.write(format!("output of {command}\n").as_bytes());
+        if self.endless {
+            while !stop.is_stopped() {
+                std::thread::yield_now();
+            }
+            return Err(EngineError { kind: EngineErrorKind::Stopped, message: "stopped".into() });
+        }
+        let code = self.codes.get(&command).copied().unwrap_or(0);
+        Ok(Exit { code, out_of_memory: self.out_of_memory, stubs: vec!["etc/hosts".into()] })
+    }
+
+    fn diff(
+        &self,
+        view: &View,
+        stubs: &[String],
+        epoch: Option<i64>,
+        out: OwnedFd,
+    ) -> Result<Diff, EngineError> {
+        self.note("diff", &format!("{} {} {epoch:?}", view.upper, stubs.join(",")))?;
+        std::fs::File::from(out).write_all(format!("layer {}", view.upper).as_bytes()).unwrap();
+        Ok(Diff::default())
+    }
+
+    fn remove(&self, _trees: &[String]) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+/// Images of which every layer's bytes are its name; a call can be made to fail.
+#[derive(Default)]
+pub(crate) struct FakeCourier {
+    pub notes: Notes,
+    pub fail: Mutex<BTreeMap<&'static str, Failure>>,
+    /// The diff IDs in the configs are wrong.
+    pub wrong: bool,
+    pub committed: Mutex<Option<(Value, Vec<Descriptor>)>>,
+}
+
+impl FakeCourier {
+    fn note(&self, word: &'static str, rest: &str) -> Result<(), CourierError> {
+        self.notes.add(format!("{word} {rest}"));
+        let fail = self.fail.lock().unwrap().get(word).cloned();
+        fail.map_or(Ok(()), |failure| Err(CourierError::Failed(Box::new(failure))))
+    }
+}
+
+/// The bytes of a layer of an image.
+fn bytes(reference: &str, layer: usize) -> String {
+    format!("{reference}:{layer}")
+}
+
+impl Courier for FakeCourier {
+    fn resolve(&self, reference: &str, platform: &str) -> Result<ResolvedImage, CourierError> {
+        self.note("resolve", &format!("{reference} {platform}"))?;
+        let diff_ids: Vec<_> = (0..2).map(|n| id(&bytes(reference, n))).collect();
+        let diff_ids = if self.wrong { vec![id("x"), id("y")] } else { diff_ids };
+        let layer = |n| Descriptor {
+            media_type: "application/vnd.docker.image.rootfs.diff.tar.gzip".into(),
+            digest: id(&format!("blob {}", bytes(reference, n))),
+            size: 1,
+        };
+        Ok(ResolvedImage {
+            reference: reference.into(),
+            pinned: reference.into(),
+            digest: id(reference),
+            media_type: "m".into(),
+            config: json!({"os": "linux", "architecture": "amd64", "config": {},
+                           "rootfs": {"type": "layers", "diff_ids": diff_ids}})
+            .to_string(),
+            layers: vec![layer(0), layer(1)],
+        })
+    }
+
+    fn read_blob(&self, image: &str, blob: &Descriptor, into: OwnedFd) -> Result<(), CourierError> {
+        let layer = (0..2).find(|n| blob.digest == id(&format!("blob {}", bytes(image, *n)))).unwrap();
+        self.note("read_blob", &bytes(image, layer))?;
+        // A reader that went away is the engine's fault, which it reports.
+        let _ = std::fs::File::from(into).write_all(bytes(image, layer).as_bytes());
+        Ok(())
+    }
+
+    fn put_blob(&self, blob: &Descriptor, file: BorrowedFd<'_>) -> Result<Stored, CourierError> {
+        let mut text = vec![0; usize::try_from(blob.size).unwrap()];
+        rustix::io::pread(file, &mut text[..], 0).unwrap();
+        self.note("put_blob", &String::from_utf8(text).unwrap())?;
+        Ok(Stored::Uploaded)
+    }
+
+    fn put_base_blob(&self, image: &str, _blob: &Descriptor) -> Result<Stored, CourierError> {
+        self.note("put_base_blob", image)?;
+        Ok(Stored::Mounted)
+    }
+
+    fn commit(&self, config: &str, layers: &[Descriptor]) -> Result<Committed, CourierError> {
+        self.note("commit", "")?;
+        *self.committed.lock().unwrap() = Some((serde_json::from_str(config).unwrap(), layers.to_vec()));
+        Ok(Committed { digest: id("manifest"), references: vec!["host/x:1".into()] })
+    }
+
+    fn event(&self, event: Event) -> Result<(), CourierError> {
+        let text = match event {
+            Event::StepStarted { step } => format!("started {step}"),
+            Event::StepDone { step, .. } => format!("done {step}"),
+            Event::StepFailed { step, exit_code } => format!("failed {step} {exit_code:?}"),
+            Event::Layer { step, .. } => format!("layer {step}"),
+            other => format!("{other:?}"),
+        };
+        self.note("event", &text)
+    }
+
+    fn fail(&self, failure: &Failure) -> Result<(), CourierError> {
+        self.note("fail", &failure.reason)
+    }
+}
+
+/// Sends the sources' names; `missing` is not there.
+pub(crate) struct FakeContext;
+
+impl Context for FakeContext {
+    fn send(&self, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
+        std::fs::File::from(out).write_all(what.sources.join(",").as_bytes()).unwrap();
+        if what.sources.iter().any(|source| source == "missing") {
+            return Err(EngineError {
+                kind: EngineErrorKind::User,
+                message: "missing is not in the build context".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Stores the tar as it is.
+pub(crate) struct FakePack;
+
+impl Pack for FakePack {
+    fn pack(&self, tar: &mut PipeReader, out: &mut File) -> Result<Blob, String> {
+        let mut text = String::new();
+        tar.read_to_string(&mut text).map_err(|e| e.to_string())?;
+        out.write_all(text.as_bytes()).map_err(|e| e.to_string())?;
+        Ok(Blob {
+            diff_id: id(&text),
+            digest: id(&format!("blob {text}")),
+            size: text.len() as u64,
+            tar_size: text.len() as u64,
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip",
+        })
+    }
+}
+
+/// Notes what a person would be told.
+#[derive(Default)]
+pub(crate) struct FakeLog(pub Vec<String>);
+
+impl Log for FakeLog {
+    fn entry(&mut self, entry: Entry<'_>) {
+        self.0.push(match entry {
+            Entry::Step { number, total, text } => format!("Step {number}/{total} : {text}"),
+            Entry::Running { .. } => "running".into(),
+            Entry::Output { bytes } => String::from_utf8_lossy(bytes).trim_end().to_owned(),
+            Entry::Done { id } => format!("---> {}", id.len()),
+            Entry::CommandFailed { command, code } => format!("failed {command} {code}"),
+            Entry::Tagged { reference } => format!("tagged {reference}"),
+            other => format!("{other:?}").split(' ').next().unwrap_or_default().to_owned(),
+        });
+    }
+}
+
+pub(crate) fn registry_failure() -> Failure {
+    Failure::new(FailureClass::Registry, reason::REGISTRY_UNAVAILABLE, "registry.example does not answer")
+}

@@ -1,0 +1,67 @@
+//! What a person is told of a build, as it happens.
+
+use kiln_contract::Failure;
+
+/// Something to tell.
+#[derive(Debug, Clone, Copy)]
+pub enum Entry<'a> {
+    /// A step begins.
+    Step {
+        /// 1-based.
+        number: u32,
+        /// Of how many.
+        total: u32,
+        /// The instruction.
+        text: &'a str,
+    },
+    /// Its command starts.
+    Running {
+        /// 12 hex digits that name this run of it.
+        id: &'a str,
+    },
+    /// The command wrote something.
+    Output {
+        /// Raw bytes.
+        bytes: &'a [u8],
+    },
+    /// The step is done.
+    Done {
+        /// 12 hex digits that name its result: a base's digest, or a sum over everything that went into it.
+        id: &'a str,
+    },
+    /// Something that is worth knowing, without harm.
+    Warning {
+        /// In words.
+        text: &'a str,
+    },
+    /// The image is complete.
+    Built {
+        /// 12 hex digits of the config's digest.
+        id: &'a str,
+    },
+    /// A tag names the image.
+    Tagged {
+        /// `host/repository:tag`.
+        reference: &'a str,
+    },
+    /// A step's command failed.
+    CommandFailed {
+        /// The command as it was run.
+        command: &'a str,
+        /// Its exit code.
+        code: i32,
+    },
+    /// The build failed.
+    Failed {
+        /// Why.
+        failure: &'a Failure,
+        /// The place in the Dockerfile with a caret, where known.
+        excerpt: Option<&'a str>,
+    },
+}
+
+/// Takes what is to be told.
+pub trait Log: Send {
+    /// Takes one entry. A log that can't be written must not stop the build.
+    fn entry(&mut self, entry: Entry<'_>);
+}

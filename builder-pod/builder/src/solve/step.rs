@@ -1,0 +1,308 @@
+//! The steps, one after another, stage by stage.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::SyncSender;
+
+use kiln_contract::journal::Event;
+use kiln_contract::{Failure, FailureClass, reason};
+use sha2::{Digest, Sha256};
+
+use super::bases::Bases;
+use super::failure::{Halt, of_engine};
+use super::log::{Entry, Log};
+use super::publish::Job;
+use super::shared::Shared;
+use super::{Context, Wishes, World, short};
+use crate::engine::Step as Command;
+use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
+use crate::plan::{Action, Base, CopyFrom, Op, Plan, Stage};
+
+/// Bytes of a step's output that are kept for the failure: what `Failure::log_tail` shows, doubled, because control
+/// characters and a torn first line go.
+const TAIL: usize = 2 * kiln_contract::failure::MAX_LOG_TAIL;
+
+/// Runs the steps of a plan.
+pub(super) struct Steps<'a> {
+    plan: &'a Plan,
+    wishes: Wishes<'a>,
+    world: World<'a>,
+    shared: &'a Shared<'a>,
+    bases: &'a Bases<'a>,
+    /// What each stage that was run left.
+    stages: Vec<Left>,
+    /// When each step ended.
+    pub ended: BTreeMap<u32, String>,
+    layers: usize,
+    uppers: usize,
+}
+
+/// What a stage left.
+#[derive(Debug, Clone, Default)]
+struct Left {
+    /// Trees from the bottom up.
+    trees: Vec<String>,
+    /// Names the stage's content: a sum over everything that went into it.
+    id: String,
+}
+
+impl<'a> Steps<'a> {
+    pub fn new(
+        plan: &'a Plan,
+        wishes: Wishes<'a>,
+        world: World<'a>,
+        shared: &'a Shared<'a>,
+        bases: &'a Bases<'a>,
+    ) -> Self {
+        Self {
+            plan,
+            wishes,
+            world,
+            shared,
+            bases,
+            stages: Vec::new(),
+            ended: BTreeMap::new(),
+            layers: 0,
+            uppers: 0,
+        }
+    }
+
+    /// Runs all of them; layers of the final image go to `jobs`.
+    pub fn run(&mut self, jobs: &SyncSender<Job>, log: &mut dyn Log) -> Result<(), Halt> {
+        let plan = self.plan;
+        let first = plan.stages.first().map_or(1, |stage| *stage.steps.start());
+        for number in 1..first {
+            self.step(number, log, |steps, log| {
+                let id = digest(&["", &steps.plan.steps[number as usize - 1].text]);
+                log.entry(Entry::Done { id: short(&id) });
+                Ok(())
+            })?;
+        }
+        for stage in &plan.stages {
+            let mut left = Left::default();
+            for number in stage.steps.clone() {
+                self.step(number, log, |steps, log| {
+                    if number == *stage.steps.start() {
+                        left = steps.start(stage)?;
+                        log.entry(Entry::Done { id: short(&left.id) });
+                    }
+                    let ops = stage.ops.iter().filter(|op| op.step == number);
+                    for op in ops {
+                        steps.op(stage, op, &mut left, jobs, log)?;
+                    }
+                    if number != *stage.steps.start() {
+                        left.id = digest(&[&left.id, &steps.plan.steps[number as usize - 1].text]);
+                        log.entry(Entry::Done { id: short(&left.id) });
+                    }
+                    Ok(())
+                })?;
+            }
+            self.stages.push(left);
+        }
+        Ok(())
+    }
+
+    /// What every step has in common: events, log, and the place of a failure.
+    fn step(
+        &mut self,
+        number: u32,
+        log: &mut dyn Log,
+        work: impl FnOnce(&mut Self, &mut dyn Log) -> Result<(), Halt>,
+    ) -> Result<(), Halt> {
+        let step = &self.plan.steps[number as usize - 1];
+        let total = u32::try_from(self.plan.steps.len()).unwrap_or(u32::MAX);
+        self.shared.check()?;
+        self.shared.courier.event(Event::StepStarted { step: number })?;
+        log.entry(Entry::Step { number, total, text: &step.text });
+        match work(self, log) {
+            Ok(()) => {
+                self.ended.insert(number, (self.world.clock)());
+                Ok(self.shared.courier.event(Event::StepDone { step: number, cached: false })?)
+            }
+            Err(Halt::Stopped) => Err(Halt::Stopped),
+            Err(Halt::Failed(failure)) => {
+                let failure = failure.at(self.wishes.dockerfile, step.line).in_step(number);
+                let exit_code = failure.exit_code;
+                // The failure itself follows, and says all of it again: a courier that is lost is noticed there.
+                let _ = self.shared.courier.event(Event::StepFailed { step: number, exit_code });
+                Err(failure.into())
+            }
+        }
+    }
+
+    /// What a stage starts from. Files that nobody reads are not waited for.
+    fn start(&self, stage: &Stage) -> Result<Left, Halt> {
+        Ok(match stage.base {
+            Base::Scratch => Left { trees: Vec::new(), id: digest(&["scratch"]) },
+            Base::Stage(parent) => self.stages.get(parent).cloned().unwrap_or_default(),
+            Base::Image(image) => {
+                let trees = if stage.files { self.bases.trees(self.shared, image)? } else { Vec::new() };
+                Left { trees, id: self.plan.images[image].resolved.digest.clone() }
+            }
+        })
+    }
+
+    fn op(
+        &mut self,
+        stage: &Stage,
+        op: &Op,
+        left: &mut Left,
+        jobs: &SyncSender<Job>,
+        log: &mut dyn Log,
+    ) -> Result<(), Halt> {
+        self.uppers += 1;
+        let view = View { lowers: left.trees.clone(), upper: format!("s{}", self.uppers) };
+        let engine = |error: EngineError| of_engine(&error, Some(&op.action));
+        let mut stubs = Vec::new();
+        match &op.action {
+            Action::Run { argv, env, cwd, user, network } => {
+                let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
+                let command = Command {
+                    view: view.clone(),
+                    argv: argv.clone(),
+                    env: env.clone(),
+                    cwd: cwd.clone(),
+                    user,
+                    network: *network,
+                };
+                stubs = self.command(&command, log).map_err(|halt| halt.into_halt(&op.action))?.stubs;
+            }
+            Action::Workdir { path, user } => {
+                let owner = match user {
+                    Some(user) => self.shared.engine.owner(&view.lowers, user).map_err(engine)?,
+                    None => Owner::default(),
+                };
+                self.shared.engine.make_directory(&view, path, owner).map_err(engine)?;
+            }
+            Action::Copy { from, what, dest, chown, mode, unpack } => {
+                let owner = match chown {
+                    Some(chown) => Some(self.shared.engine.owner(&view.lowers, chown).map_err(engine)?),
+                    None => None,
+                };
+                let to = Destination {
+                    path: dest.clone(),
+                    sources: what.sources.len(),
+                    owner,
+                    mode: *mode,
+                    unpack: *unpack,
+                };
+                match from {
+                    CopyFrom::Context => self.copy_context(&view, &to, what).map_err(engine)?,
+                    CopyFrom::Stage(stage) => {
+                        let trees = self.stages.get(*stage).map_or(&[][..], |left| &left.trees);
+                        self.shared.engine.copy_tree(&view, &to, trees, what).map_err(engine)?;
+                    }
+                    CopyFrom::Image(image) => {
+                        let trees = self.bases.trees(self.shared, *image)?;
+                        self.shared.engine.copy_tree(&view, &to, &trees, what).map_err(engine)?;
+                    }
+                }
+            }
+        }
+        left.trees.push(view.upper.clone());
+        if stage.publish {
+            let job = Job { step: op.step, index: self.layers, view, stubs };
+            self.layers += 1;
+            // Nobody takes jobs after a failure in the background, which is noted already.
+            jobs.send(job).map_err(|_| Halt::Stopped)?;
+        }
+        Ok(())
+    }
+
+    fn command(&self, command: &Command, log: &mut dyn Log) -> Result<Exit, CommandFault> {
+        let id = digest(&[self.wishes.attempt, &command.view.upper]);
+        log.entry(Entry::Running { id: short(&id) });
+        let mut output = StepOutput { log: &mut *log, tail: Vec::new() };
+        let ended = self.shared.engine.run(command, &mut output, self.shared.stop);
+        let tail = String::from_utf8_lossy(&output.tail).into_owned();
+        let words = command.argv.join(" ");
+        match ended {
+            Ok(exit) if exit.code == 0 => Ok(exit),
+            Ok(exit) => {
+                log.entry(Entry::CommandFailed { command: &words, code: exit.code });
+                Err(CommandFault::Exit { exit, words, tail })
+            }
+            Err(error) => Err(CommandFault::Engine { error, tail }),
+        }
+    }
+
+    /// The context's files go through a pipe: this side opens them, the helper writes them.
+    fn copy_context(&self, view: &View, to: &Destination, what: &Selection) -> Result<(), EngineError> {
+        let fault = |message: String| EngineError { kind: EngineErrorKind::Internal, message };
+        let (read, write) = std::io::pipe().map_err(|e| fault(format!("making a pipe: {e}")))?;
+        let context: &dyn Context = self.world.context;
+        let (sent, copied) = std::thread::scope(|s| {
+            let sending = s.spawn(move || context.send(what, OwnedFd::from(write)));
+            let copied = self.shared.engine.copy_stream(view, to, read.into());
+            (sending.join(), copied)
+        });
+        let sent = sent.map_err(|_| fault("a thread that read the context panicked".into()))?;
+        match (sent, copied) {
+            (Ok(()), copied) => copied,
+            // A missing source cuts the stream short, and so do both sides' other troubles: the one that names the
+            // user's fault is the cause.
+            (Err(sent), Err(copied)) => {
+                Err(if copied.kind != EngineErrorKind::Internal && sent.kind == EngineErrorKind::Internal {
+                    copied
+                } else {
+                    sent
+                })
+            }
+            (Err(sent), Ok(())) => Err(sent),
+        }
+    }
+}
+
+enum CommandFault {
+    Exit { exit: Exit, words: String, tail: String },
+    Engine { error: EngineError, tail: String },
+}
+
+impl CommandFault {
+    fn into_halt(self, action: &Action) -> Halt {
+        match self {
+            Self::Engine { error, tail } => of_engine(&error, Some(action))
+                .map(|failure| if tail.is_empty() { failure } else { failure.with_log_tail(&tail) }),
+            Self::Exit { exit, words, tail } => {
+                let code = exit.code;
+                let mut failure = if exit.out_of_memory {
+                    let message = format!(
+                        "the command '{words}' ended with code {code} because memory ran out; raise the build's memory limit"
+                    );
+                    Failure::new(FailureClass::OutOfMemory, reason::OUT_OF_MEMORY, message)
+                } else {
+                    let message = format!("the command '{words}' returned a non-zero code: {code}");
+                    Failure::new(FailureClass::User, reason::STEP_FAILED, message)
+                };
+                failure.exit_code = Some(code);
+                failure.with_log_tail(&tail).into()
+            }
+        }
+    }
+}
+
+/// Hands a command's output to the log and keeps its end.
+struct StepOutput<'a> {
+    log: &'a mut dyn Log,
+    tail: Vec<u8>,
+}
+
+impl Output for StepOutput<'_> {
+    fn write(&mut self, bytes: &[u8]) {
+        self.log.entry(Entry::Output { bytes });
+        self.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
+        if self.tail.len() > 2 * TAIL {
+            self.tail.drain(..self.tail.len() - TAIL);
+        }
+    }
+}
+
+/// sha256 over fields, each with its length in front.
+fn digest(fields: &[&str]) -> String {
+    let mut sum = Sha256::new();
+    for field in fields {
+        sum.update((field.len() as u64).to_be_bytes());
+        sum.update(field.as_bytes());
+    }
+    hex::encode(sum.finalize())
+}

@@ -1,0 +1,265 @@
+//! Whole builds over a fake engine and a fake courier.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kiln_contract::{FailureClass, reason};
+use kiln_dockerfile::Dockerfile;
+use serde_json::json;
+
+use super::fakes::*;
+use super::*;
+use crate::engine::EngineErrorKind;
+use crate::plan::{Outline, Target};
+
+#[derive(Default)]
+struct Rig {
+    engine: FakeEngine,
+    courier: FakeCourier,
+    stop: Stop,
+    log: FakeLog,
+    args: BTreeMap<String, String>,
+}
+
+impl Rig {
+    fn build(&mut self, text: &str) -> Result<Committed, Failure> {
+        let file = Dockerfile::parse(text.as_bytes()).unwrap();
+        let target = Target { platform: "linux/amd64", stage: None, args: &self.args };
+        let outline = Outline::new(&file, None, target).unwrap();
+        let images = resolve(outline.images(), "linux/amd64", "Dockerfile", &self.courier)
+            .map_err(|halt| halt.into_failure(&self.stop))?;
+        let plan = outline.plan(&images).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ticks = AtomicU32::new(0);
+        let clock = || format!("2026-01-01T00:00:{:02}Z", ticks.fetch_add(1, Ordering::Relaxed));
+        let world = World {
+            engine: &self.engine,
+            courier: &self.courier,
+            context: &FakeContext,
+            pack: &FakePack,
+            stop: &self.stop,
+            clock: &clock,
+            spool: dir.path(),
+        };
+        let labels = BTreeMap::from([("l".to_owned(), "v".to_owned())]);
+        let wishes = Wishes { attempt: "u-1-1", dockerfile: "Dockerfile", labels: &labels };
+        let done = solve(&plan, wishes, world, &mut self.log).map_err(|failure| *failure);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left in the spool");
+        done
+    }
+}
+
+const SEED: &str = "FROM alpine\nRUN one\nRUN two\nCMD [\"x\"]\n";
+
+#[test]
+fn the_seed_is_built_and_told_in_order() {
+    let mut rig = Rig::default();
+    let committed = rig.build(SEED).unwrap();
+    assert_eq!(committed.references, ["host/x:1"]);
+    assert_eq!(
+        rig.courier.notes.of(&["event started", "event done", "event Pushing", "commit"]),
+        [
+            "event started 1",
+            "event done 1",
+            "event started 2",
+            "event done 2",
+            "event started 3",
+            "event done 3",
+            "event started 4",
+            "event done 4",
+            "event Pushing",
+            "commit ",
+        ]
+    );
+    assert_eq!(rig.engine.notes.of(&["settle"]), ["settle b0-0,b0-1"]);
+    assert_eq!(rig.engine.notes.of(&["run"]), ["run b0-0,b0-1+s1 one", "run b0-0,b0-1,s1+s2 two"]);
+    assert_eq!(rig.engine.notes.of(&["diff"]), ["diff s1 etc/hosts None", "diff s2 etc/hosts None"]);
+    // Every layer is in the output before the commit: the base's two and the steps' two.
+    let all = rig.courier.notes.all();
+    let commit = all.iter().position(|n| n == "commit ").unwrap();
+    let puts = |notes: &[String]| notes.iter().filter(|n| n.starts_with("put_")).count();
+    assert_eq!((puts(&all[..commit]), puts(&all)), (4, 4));
+    assert_eq!(rig.courier.notes.of(&["event layer"]).len(), 2);
+    assert_eq!(
+        rig.log.0,
+        [
+            "Step 1/4 : FROM alpine",
+            "---> 12",
+            "Step 2/4 : RUN one",
+            "running",
+            "output of one",
+            "---> 12",
+            "Step 3/4 : RUN two",
+            "running",
+            "output of two",
+            "---> 12",
+            "Step 4/4 : CMD [\"x\"]",
+            "---> 12",
+            "Built",
+            "tagged host/x:1",
+        ]
+    );
+    let (config, layers) = rig.courier.committed.lock().unwrap().clone().unwrap();
+    let diff_ids: Vec<_> = ["alpine:0", "alpine:1", "layer s1", "layer s2"].map(id).to_vec();
+    assert_eq!(config["rootfs"]["diff_ids"], json!(diff_ids));
+    assert_eq!(config["config"]["Labels"], json!({"l": "v"}));
+    assert_eq!(config["history"][2]["created"], "2026-01-01T00:00:01Z", "each step has its own time");
+    let digests: Vec<_> = layers.iter().map(|l| l.digest.clone()).collect();
+    let expected = ["alpine:0", "alpine:1", "layer s1", "layer s2"].map(|name| id(&format!("blob {name}")));
+    assert_eq!(digests, expected);
+}
+
+#[test]
+fn a_base_whose_files_nobody_reads_is_not_downloaded() {
+    let mut rig = Rig::default();
+    rig.build("FROM alpine\nENV A=1\nUSER x\nCMD y\n").unwrap();
+    assert!(rig.courier.notes.of(&["read_blob"]).is_empty() && rig.engine.notes.all().is_empty());
+    assert_eq!(rig.courier.notes.of(&["put_base_blob"]).len(), 2);
+}
+
+#[test]
+fn layers_of_stages_that_are_only_copied_from_are_never_made() {
+    let mut rig = Rig::default();
+    rig.build(
+        "FROM alpine AS build\nRUN make\nFROM scratch\nCOPY --from=build /x /y/\nCOPY --from=tools --chown=u /t /\nCOPY a b .\nWORKDIR /w\n",
+    )
+    .unwrap();
+    assert_eq!(rig.engine.notes.of(&["diff"]).len(), 4);
+    assert!(rig.engine.notes.of(&["diff s1 "]).is_empty());
+    assert_eq!(
+        rig.engine.notes.of(&["copy", "make_directory", "owner"]),
+        [
+            "copy_tree s2 b0-0,b0-1,s1 /x -> /y/",
+            "owner u",
+            "copy_tree s3 b1-0,b1-1 /t -> /",
+            "copy_stream s4 a,b -> /",
+            "make_directory s5 /w 0",
+        ]
+    );
+    assert!(rig.courier.notes.of(&["put_base_blob"]).is_empty(), "the final image stands on scratch");
+}
+
+#[test]
+fn a_command_that_fails_says_where_and_how() {
+    let mut rig = Rig::default();
+    rig.engine.codes.insert("two".into(), 3);
+    let failure = rig.build(SEED).unwrap_err();
+    assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::User, reason::STEP_FAILED));
+    assert_eq!((failure.file.as_deref(), failure.line, failure.step), (Some("Dockerfile"), Some(3), Some(3)));
+    assert_eq!(failure.exit_code, Some(3));
+    assert_eq!(failure.log_tail.as_deref(), Some("output of two"));
+    assert_eq!(failure.message, "the command '/bin/sh -c two' returned a non-zero code: 3");
+    assert_eq!(rig.courier.notes.of(&["event failed"]), ["event failed 3 Some(3)"]);
+    assert!(rig.courier.notes.of(&["commit", "event started 4"]).is_empty());
+    assert_eq!(rig.log.0.last().unwrap(), "failed /bin/sh -c two 3");
+    assert!(rig.stop.is_stopped(), "what runs beside it ends");
+
+    let mut rig = Rig::default();
+    rig.engine.codes.insert("two".into(), 137);
+    rig.engine.out_of_memory = true;
+    let failure = rig.build(SEED).unwrap_err();
+    assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::OutOfMemory, reason::OUT_OF_MEMORY));
+}
+
+#[test]
+fn faults_of_the_engine_have_their_class() {
+    for (call, kind, class, reason) in [
+        ("run", EngineErrorKind::User, FailureClass::User, reason::STEP_FAILED),
+        ("user", EngineErrorKind::User, FailureClass::User, reason::STEP_FAILED),
+        ("copy_stream", EngineErrorKind::User, FailureClass::User, reason::NOT_FOUND),
+        ("unpack", EngineErrorKind::Image, FailureClass::User, reason::BASE_IMAGE_INVALID),
+        ("settle", EngineErrorKind::Image, FailureClass::User, reason::BASE_IMAGE_INVALID),
+        ("run", EngineErrorKind::Isolation, FailureClass::Policy, reason::ISOLATION_UNAVAILABLE),
+        ("diff", EngineErrorKind::Space, FailureClass::Infrastructure, reason::INTERNAL),
+    ] {
+        let mut rig = Rig::default();
+        rig.engine.fail.insert(call, EngineError { kind, message: "because".into() });
+        let failure = rig.build("FROM alpine\nRUN x\nCOPY a b\n").unwrap_err();
+        assert_eq!((failure.class, failure.reason.as_str()), (class, reason), "{call}");
+        assert!(failure.message.contains("because"), "{call}: {}", failure.message);
+        assert!(rig.courier.notes.of(&["commit"]).is_empty());
+    }
+}
+
+#[test]
+fn a_missing_source_is_named_not_the_stream_that_it_cut() {
+    let mut rig = Rig::default();
+    let cut = EngineError { kind: EngineErrorKind::Internal, message: "stream ended early".into() };
+    rig.engine.fail.insert("copy_stream", cut);
+    let failure = rig.build("FROM alpine\nCOPY missing /\n").unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.line), (reason::NOT_FOUND, Some(2)));
+    assert!(failure.message.contains("missing is not in the build context"), "{}", failure.message);
+}
+
+#[test]
+fn a_base_that_is_not_what_its_config_says_is_refused() {
+    let mut rig = Rig::default();
+    rig.courier.wrong = true;
+    let failure = rig.build(SEED).unwrap_err();
+    assert_eq!(failure.reason, reason::BASE_IMAGE_INVALID);
+    assert!(failure.message.contains("does not hold together"), "{}", failure.message);
+    assert!(rig.engine.notes.of(&["run"]).is_empty());
+}
+
+#[test]
+fn an_image_that_can_not_be_resolved_names_its_line() {
+    let mut rig = Rig::default();
+    rig.courier.fail.lock().unwrap().insert("resolve", registry_failure());
+    let failure = rig.build("FROM scratch\nCOPY --from=img /x /\n").unwrap_err();
+    assert_eq!((failure.line, failure.step, failure.class), (Some(2), Some(2), FailureClass::Registry));
+}
+
+#[test]
+fn faults_in_the_background_end_the_build() {
+    for call in ["put_blob", "put_base_blob", "read_blob"] {
+        let mut rig = Rig::default();
+        rig.courier.fail.lock().unwrap().insert(call, registry_failure());
+        // The command never ends of its own accord: the fault beside it has to end it.
+        rig.engine.endless = call == "put_base_blob";
+        let failure = rig.build(SEED).unwrap_err();
+        assert_eq!(failure.reason, reason::REGISTRY_UNAVAILABLE, "{call}");
+        assert!(rig.courier.notes.of(&["commit"]).is_empty(), "{call}");
+    }
+    let mut rig = Rig::default();
+    rig.courier.fail.lock().unwrap().insert("commit", registry_failure());
+    assert_eq!(rig.build(SEED).unwrap_err().reason, reason::REGISTRY_UNAVAILABLE);
+}
+
+#[test]
+fn a_build_that_is_told_to_stop_says_why() {
+    for (word, class) in [
+        (reason::CANCELLED, FailureClass::Cancelled),
+        (reason::SUSPENDED, FailureClass::Cancelled),
+        (reason::SUPERSEDED, FailureClass::Cancelled),
+        (reason::TIMED_OUT, FailureClass::Timeout),
+        (reason::BUILDER_LOST, FailureClass::Infrastructure),
+    ] {
+        let mut rig = Rig::default();
+        rig.engine.endless = true;
+        let stop = rig.stop.clone();
+        let failure = std::thread::scope(|s| {
+            let building = s.spawn(|| rig.build(SEED).unwrap_err());
+            stop.stop(word);
+            building.join().unwrap()
+        });
+        assert_eq!((failure.class, failure.reason.as_str()), (class, word));
+        assert!(rig.courier.notes.of(&["commit"]).is_empty());
+    }
+}
+
+#[test]
+fn with_an_epoch_all_times_are_that_time() {
+    let mut rig = Rig::default();
+    rig.args.insert("SOURCE_DATE_EPOCH".into(), "0".into());
+    rig.build("FROM alpine\nRUN x\n").unwrap();
+    let (config, _) = rig.courier.committed.lock().unwrap().clone().unwrap();
+    assert_eq!(config["created"], "1970-01-01T00:00:00Z");
+    assert_eq!(config["history"][2]["created"], "1970-01-01T00:00:00Z");
+    assert_eq!(rig.engine.notes.of(&["diff"]), ["diff s1 etc/hosts Some(0)"]);
+}
+
+#[test]
+fn global_arguments_are_steps_too() {
+    let mut rig = Rig::default();
+    rig.build("ARG A=alpine\nFROM $A\nRUN x\n").unwrap();
+    assert_eq!(rig.log.0[..4], ["Step 1/3 : ARG A=alpine", "---> 12", "Step 2/3 : FROM $A", "---> 12"]);
+}

@@ -1,0 +1,52 @@
+//! Runs real commands in real sandboxes: as host root with a high range of ids, and in a simulated pod with a user
+//! namespace of its own and the two capabilities that Kiln's pods have, there once with a masked `/proc` and once without.
+//!
+//! Needs root and `/bin/busybox` (package busybox-static); says so and passes where they are missing.
+
+mod cases;
+mod image;
+mod pod;
+
+use std::process::ExitCode;
+
+use kiln_contract::request::Isolation;
+
+fn main() -> ExitCode {
+    if let Some(code) = kiln_builder::helper::dispatch_reexec() {
+        return code;
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(place) = pod::work_dir(&arguments) {
+        return cases::run("pod", place, Isolation::UserNamespace, arguments.get(3).map(String::as_str));
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("sandbox tests not run: they need root");
+        return ExitCode::SUCCESS;
+    }
+    if !std::path::Path::new(image::BUSYBOX).exists() {
+        println!("sandbox tests not run: they need {} (package busybox-static)", image::BUSYBOX);
+        return ExitCode::SUCCESS;
+    }
+    // Options of the usual harness (`--nocapture`) mean nothing here.
+    let filter = arguments.iter().skip(1).find(|word| !word.starts_with('-')).map(String::as_str);
+    let place = match tempfile::tempdir() {
+        Ok(place) => place,
+        Err(error) => {
+            println!("no temporary directory: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let on_host = cases::run("host", &place.path().join("host"), Isolation::HostRange, filter);
+    let mut good = on_host == ExitCode::SUCCESS;
+    for (name, masked) in [("pod-masked", true), ("pod-unmasked", false)] {
+        println!("--- {name}");
+        match pod::run(&place.path().join(name), masked, filter) {
+            Ok(()) => {}
+            Err(error) => {
+                println!("{name}: {error:#}");
+                good = false;
+            }
+        }
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
