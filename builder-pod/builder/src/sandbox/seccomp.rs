@@ -115,10 +115,17 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
 pub fn program() -> Result<BpfProgram, Fault> {
     let list: BpfProgram = rules()
         .and_then(|rules| {
-            SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM.cast_unsigned()), SeccompAction::Allow, ARCH.1)
+            SeccompFilter::new(
+                rules,
+                SeccompAction::Errno(libc::EPERM.cast_unsigned()),
+                SeccompAction::Allow,
+                ARCH.1,
+            )
         })
         .and_then(TryInto::try_into)
-        .map_err(|error| Fault::new(Stage::Seccomp, format!("cannot make the step's seccomp filter: {error}")))?;
+        .map_err(|error| {
+            Fault::new(Stage::Seccomp, format!("cannot make the step's seccomp filter: {error}"))
+        })?;
     let others = other_architectures();
     let mut program = vec![
         one(LOAD, ARCH_AT),
@@ -145,7 +152,8 @@ pub fn install(program: &BpfProgram) -> Result<(), Fault> {
     let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     // SAFETY: `program` points to `length` instructions that live through the call, which only reads them;
     // seccompiler's sock_filter has the layout of the kernel's.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         .at(Stage::Seccomp, || "cannot install the step's seccomp filter".to_owned())
 }

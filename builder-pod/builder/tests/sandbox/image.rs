@@ -10,9 +10,9 @@ use kiln_builder::sandbox::idmap::IdMap;
 pub const BUSYBOX: &str = "/bin/busybox";
 
 const APPLETS: [&str; 32] = [
-    "sh", "cat", "echo", "ls", "id", "su", "kill", "sleep", "mount", "unshare", "hostname", "grep", "env", "ip", "ping",
-    "touch", "mkdir", "rm", "yes", "head", "true", "false", "pwd", "chown", "chmod", "stat", "test", "readlink", "sort",
-    "tr", "ps", "wc",
+    "sh", "cat", "echo", "ls", "id", "su", "kill", "sleep", "mount", "unshare", "hostname", "grep", "env",
+    "ip", "ping", "touch", "mkdir", "rm", "yes", "head", "true", "false", "pwd", "chown", "chmod", "stat",
+    "test", "readlink", "sort", "tr", "ps", "wc",
 ];
 
 /// Runs `work` with the file-system ids that a step's user `id` has outside.
@@ -46,7 +46,10 @@ pub fn write(tree: &Path, map: IdMap) -> Result<()> {
         for applet in APPLETS {
             symlink("busybox", tree.join("bin").join(applet))?;
         }
-        fs::write(tree.join("etc/passwd"), "root::0:0:root:/root:/bin/sh\napp::1000:1000:app:/home/app:/bin/sh\n")?;
+        fs::write(
+            tree.join("etc/passwd"),
+            "root::0:0:root:/root:/bin/sh\napp::1000:1000:app:/home/app:/bin/sh\n",
+        )?;
         fs::write(tree.join("etc/group"), "root:x:0:\napp:x:1000:\n")?;
         fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777))?;
         fs::set_permissions(tree.join("root"), fs::Permissions::from_mode(0o700))?;

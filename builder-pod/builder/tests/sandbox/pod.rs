@@ -25,9 +25,6 @@ pub fn work_dir(arguments: &[String]) -> Option<&Path> {
 pub fn run(place: &Path, masked: bool, filter: Option<&str>) -> Result<()> {
     std::fs::create_dir(place)?;
     std::os::unix::fs::chown(place, Some(POD.outer), Some(POD.outer))?;
-    // The temporary directory above is closed to others.
-    let above = place.parent().context("no parent")?;
-    std::fs::set_permissions(above, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let (born, mapped) = (process::Signal::new()?, process::Signal::new()?);
     match process::fork()? {
         Fork::Child => {
