@@ -1,11 +1,13 @@
 //! Runs real commands in real sandboxes: as host root with a high range of ids, and in a simulated pod with a user
-//! namespace of its own and the two capabilities that Kiln's pods have, there once with a masked `/proc` and once without.
+//! namespace of its own and the two capabilities that Kiln's pods have, there once with a masked `/proc` and once without;
+//! and as a user without rights that has subordinate ids.
 //!
 //! Needs root and `/bin/busybox` (package busybox-static); says so and passes where they are missing.
 
 mod cases;
 mod image;
 mod pod;
+mod rootless;
 
 use std::process::ExitCode;
 
@@ -18,6 +20,13 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if let Some(place) = pod::work_dir(&arguments) {
         return cases::run("pod", place, Isolation::UserNamespace, arguments.get(3).map(String::as_str));
+    }
+    if let Some(place) = rootless::work_dir(&arguments) {
+        if let Err(error) = kiln_builder::sandbox::outer::enter_rootless_if_needed() {
+            println!("rootless: {error}");
+            return ExitCode::FAILURE;
+        }
+        return cases::run("rootless", place, Isolation::UserNamespace, arguments.get(3).map(String::as_str));
     }
     if !rustix::process::geteuid().is_root() {
         println!("sandbox tests not run: they need root");
@@ -56,6 +65,11 @@ fn main() -> ExitCode {
                 good = false;
             }
         }
+    }
+    println!("--- rootless");
+    if let Err(error) = rootless::run(&place.path().join("rootless"), filter) {
+        println!("rootless: {error:#}");
+        good = false;
     }
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
