@@ -47,6 +47,7 @@ const CASES: &[Case] = &[
     ("stop_ends_a_step", stop_ends_a_step),
     ("scratch_has_nothing", scratch_has_nothing),
     ("steps_run_side_by_side", steps_run_side_by_side),
+    ("layers_in_and_out", layers_in_and_out),
     ("a_step_is_quick_to_start", a_step_is_quick_to_start),
 ];
 
@@ -73,6 +74,22 @@ pub fn run(name: &str, work_dir: &Path, isolation: Isolation, filter: Option<&st
         failed += u32::from(!good);
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// In a pod that forbids sandboxes: the engine says which setting is missing.
+pub fn is_told_what_is_missing(work_dir: &Path) -> ExitCode {
+    match LocalEngine::start(work_dir, Isolation::UserNamespace, Options::default()) {
+        Err(error)
+            if error.kind == EngineErrorKind::Isolation && error.message.contains("builder.seccomp.install=true") =>
+        {
+            println!("forbidden: {error} ... ok");
+            ExitCode::SUCCESS
+        }
+        other => {
+            println!("forbidden: {other:?} ... FAILED");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[derive(Default)]
@@ -443,6 +460,83 @@ fn steps_run_side_by_side(world: &World) {
             });
         }
     });
+}
+
+/// A layer comes in, files and a step change it, and the changes come out as a layer.
+fn layers_in_and_out(world: &World) {
+    use std::io::{Read as _, Write as _};
+    let engine = &world.engine;
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, kind, mode, link: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(bytes.len() as u64);
+        header.set_mtime(1_000_000_000);
+        header.set_uid(if path.starts_with("srv") { 33 } else { 0 });
+        header.set_gid(0);
+        if link.is_empty() {
+            tar.append_data(&mut header, path, bytes).unwrap();
+        } else {
+            tar.append_link(&mut header, path, link).unwrap();
+        }
+    };
+    add("bin/", tar::EntryType::Directory, 0o755, "", b"");
+    add("bin/busybox", tar::EntryType::Regular, 0o755, "", &std::fs::read(image::BUSYBOX).unwrap());
+    for applet in ["sh", "echo", "rm", "cat", "chown", "stat"] {
+        add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, "busybox", b"");
+    }
+    add("etc/passwd", tar::EntryType::Regular, 0o644, "", b"app:x:1000:1001::/home/app:/bin/sh\n");
+    add("srv/data", tar::EntryType::Regular, 0o600, "", b"data");
+    add("gone", tar::EntryType::Regular, 0o644, "", b"");
+    let layer = tar.into_inner().unwrap();
+
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let unpacked = std::thread::scope(|scope| {
+        scope.spawn(move || std::fs::File::from(writer).write_all(&layer).unwrap());
+        engine.unpack("l0", "application/vnd.oci.image.layer.v1.tar", reader).unwrap()
+    });
+    assert!(unpacked.diff_id.starts_with("sha256:") || unpacked.diff_id.len() == 64, "{unpacked:?}");
+    engine.settle(&[("l0".into(), unpacked)]).unwrap();
+    let lowers = vec!["l0".to_owned()];
+    let app = engine.user(&lowers, "app").unwrap();
+    assert_eq!((app.owner, app.home.as_str()), (Owner { uid: 1000, gid: 1001 }, "/home/app"));
+    assert_eq!(engine.user(&lowers, "nobody-here").unwrap_err().kind, EngineErrorKind::User);
+    assert_eq!(engine.owner(&lowers, "app").unwrap(), Owner { uid: 1000, gid: 1001 });
+
+    // Several changes of one view, one after the other.
+    let mut step = world.step(&["l0"], &["sh", "-c", "stat -c %u /srv/data; rm /gone; echo new > /work/file; chown 5:6 /work/file"]);
+    engine.make_directory(&step.view, "/work", Owner::default()).unwrap();
+    step.cwd = "/work".into();
+    let (exit, text) = world.run(&step).unwrap();
+    assert_eq!((exit.code, text.as_str()), (0, "33\n"));
+
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let (diff, bytes) = std::thread::scope(|scope| {
+        let bytes = scope.spawn(move || {
+            let mut bytes = Vec::new();
+            std::fs::File::from(reader).read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        let diff = engine.diff(&step.view, &exit.stubs, None, writer).unwrap();
+        (diff, bytes.join().unwrap())
+    });
+    let mut found: Vec<String> = tar::Archive::new(bytes.as_slice())
+        .entries()
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let header = entry.header();
+            format!("{} {}:{}", entry.path().unwrap().display(), header.uid().unwrap(), header.gid().unwrap())
+        })
+        .collect();
+    found.sort();
+    assert_eq!(found, [".wh.gone 0:0", "work/ 0:0", "work/file 5:6"]);
+    assert_eq!((diff.entries, diff.bytes), (3, bytes.len() as u64));
+
+    engine.remove(&["l0".into(), step.view.upper.clone()]).unwrap();
+    assert!(!world.trees.join("l0").exists());
+    assert!(!world.trees.join(format!("w-{}", step.view.upper)).exists());
 }
 
 fn a_step_is_quick_to_start(world: &World) {

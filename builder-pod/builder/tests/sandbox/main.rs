@@ -19,6 +19,9 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> = std::env::args().collect();
     if let Some(place) = pod::work_dir(&arguments) {
+        if arguments.get(3).is_some_and(|word| word == "FORBIDDEN") {
+            return cases::is_told_what_is_missing(place);
+        }
         return cases::run("pod", place, Isolation::UserNamespace, arguments.get(3).map(String::as_str));
     }
     if let Some(place) = rootless::work_dir(&arguments) {
@@ -56,9 +59,9 @@ fn main() -> ExitCode {
     }
     let on_host = cases::run("host", &host, Isolation::HostRange, filter);
     let mut good = on_host == ExitCode::SUCCESS;
-    for (name, masked) in [("pod-masked", true), ("pod-unmasked", false)] {
+    for (name, kind) in [("pod-masked", pod::Kind::Masked), ("pod-unmasked", pod::Kind::Unmasked)] {
         println!("--- {name}");
-        match pod::run(&place.path().join(name), masked, filter) {
+        match pod::run(&place.path().join(name), kind, filter) {
             Ok(()) => {}
             Err(error) => {
                 println!("{name}: {error:#}");
@@ -66,6 +69,14 @@ fn main() -> ExitCode {
             }
         }
     }
+    println!("--- pod with the runtime's default profile");
+    good &= match pod::run(&place.path().join("forbidden"), pod::Kind::Forbidden, Some("FORBIDDEN")) {
+        Ok(()) => true,
+        Err(error) => {
+            println!("forbidden: {error:#}");
+            false
+        }
+    };
     println!("--- rootless");
     if let Err(error) = rootless::run(&place.path().join("rootless"), filter) {
         println!("rootless: {error:#}");
