@@ -53,7 +53,10 @@ fn start(socket: &OwnedFd) -> Result<OwnedFd, Fault> {
     match wire::receive_hello(socket).at(Stage::Launch, lost)? {
         Hello::Mapped => {}
         other => {
-            return Err(Fault::new(Stage::Launch, format!("the builder said {other:?} where Mapped was due")));
+            return Err(Fault::new(
+                Stage::Launch,
+                format!("the builder said {other:?} where Mapped was due"),
+            ));
         }
     }
     process::become_root()?;

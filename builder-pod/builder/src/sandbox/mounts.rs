@@ -28,7 +28,10 @@ pub fn mount(
 ) -> Result<(), Fault> {
     // The kernel takes one page and cuts the rest off without a word.
     if options.len() >= rustix::param::page_size() {
-        return Err(Fault::new(stage, format!("{} bytes of mount options are too many: too many layers", options.len())));
+        return Err(Fault::new(
+            stage,
+            format!("{} bytes of mount options are too many: too many layers", options.len()),
+        ));
     }
     let data = CString::new(options).map_err(|_| Fault::new(stage, "mount options hold a zero byte"))?;
     rustix::mount::mount(kind, target, kind, flags, data.as_c_str())

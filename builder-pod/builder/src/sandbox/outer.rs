@@ -78,13 +78,7 @@ struct Mapper {
 }
 
 impl Mapper {
-    fn new(
-        program: &str,
-        file: &str,
-        own: u32,
-        uid: u32,
-        name: Option<&str>,
-    ) -> Result<Self, EngineError> {
+    fn new(program: &str, file: &str, own: u32, uid: u32, name: Option<&str>) -> Result<Self, EngineError> {
         let found = find(program).ok_or_else(|| {
             unavailable(format!(
                 "{program} is not installed: building without root needs it (Debian, Ubuntu: package uidmap; Fedora: \
