@@ -455,7 +455,10 @@ fn lack_of_memory_is_told(world: &World) {
         println!("    lack_of_memory_is_told: not run: no memory cgroup of version 1 to make: {error}");
         return;
     }
-    let hungry = world.run(&world.shell("head -c 200000000 /dev/zero > /dev/shm/x; head -c 60000000 /dev/zero | sort > /dev/null"));
+    let hungry = world
+        .run(&world.shell(
+            "head -c 200000000 /dev/zero > /dev/shm/x; head -c 60000000 /dev/zero | sort > /dev/null",
+        ));
     let (fed, _) = world.run(&world.shell("exit 137")).unwrap();
     std::fs::write("/sys/fs/cgroup/memory/cgroup.procs", std::process::id().to_string()).unwrap();
     std::fs::remove_dir(&group).ok();

@@ -8,6 +8,7 @@
 
 mod cases;
 mod image;
+mod orphans;
 mod pod;
 mod rootless;
 
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
             return cases::is_told_what_is_missing(place);
         }
         return cases::run("pod", place, Isolation::UserNamespace, arguments.get(3).map(String::as_str));
+    }
+    if let Some(code) = orphans::victim(&arguments) {
+        return code;
     }
     if let Some(place) = rootless::work_dir(&arguments) {
         if let Err(error) = kiln_builder::sandbox::outer::enter_rootless_if_needed() {
@@ -79,6 +83,12 @@ fn main() -> ExitCode {
             false
         }
     };
+    let orphans = orphans::run(&place.path().join("orphans"));
+    println!("host: a_killed_builder_leaves_nothing ... {}", if orphans.is_ok() { "ok" } else { "FAILED" });
+    if let Err(error) = orphans {
+        println!("{error:#}");
+        good = false;
+    }
     println!("--- rootless");
     if let Err(error) = rootless::run(&place.path().join("rootless"), filter) {
         println!("rootless: {error:#}");
