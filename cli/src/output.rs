@@ -18,7 +18,9 @@ pub enum OutputSpec {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum OutputError {
     /// Not key=value.
-    #[error("{part:?} is not key=value; expected type=registry, type=oci,dest=FILE.tar or type=oci-layout,dest=DIR")]
+    #[error(
+        "{part:?} is not key=value; expected type=registry, type=oci,dest=FILE.tar or type=oci-layout,dest=DIR"
+    )]
     NotKeyValue {
         /// What was found.
         part: String,

@@ -18,6 +18,10 @@ pub struct BuildRequest {
     pub context_dir: String,
     /// The Dockerfile's path within the context.
     pub dockerfile: String,
+    /// The Dockerfile itself, where it does not lie in the context (`kiln build -f OUTSIDE DIR`); `dockerfile` then only
+    /// names it in messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dockerfile_text: Option<String>,
     /// The stage to build; the last one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,

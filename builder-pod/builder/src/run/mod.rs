@@ -103,7 +103,10 @@ impl Build<'_> {
     fn line(&mut self, log: &mut dyn Log) -> Result<Committed, Halt> {
         let request = self.request;
         let context = source::open(&request.source, &request.context_dir, self.work_dir)?;
-        let bytes = source::dockerfile(&context, &request.dockerfile)?;
+        let bytes = match &request.dockerfile_text {
+            Some(text) => text.clone().into_bytes(),
+            None => source::dockerfile(&context, &request.dockerfile)?,
+        };
         self.source_text = Some(String::from_utf8_lossy(&bytes).into_owned());
         let file = self.parse(&bytes)?;
         let target =
