@@ -26,6 +26,8 @@ use crate::engine::{Destination, Owner};
 pub(super) struct Applier<'a> {
     root: BorrowedFd<'a>,
     to: &'a Destination,
+    /// The name of a single file of which it is not known yet whether it is an archive.
+    undecided: Option<Vec<u8>>,
     /// Where the single file of a source goes: directory, name, path.
     file: Option<(OwnedFd, Vec<u8>, Vec<u8>)>,
     /// The directories that we are in; the first is the destination itself.
@@ -101,7 +103,7 @@ pub(super) fn destination(path: &str) -> (Vec<u8>, bool) {
 impl<'a> Applier<'a> {
     /// Writes to `to` in `root`.
     pub fn new(root: BorrowedFd<'a>, to: &'a Destination) -> Self {
-        Self { root, to, file: None, levels: Vec::new(), links: HashMap::new() }
+        Self { root, to, undecided: None, file: None, levels: Vec::new(), links: HashMap::new() }
     }
 
     fn parents(&self) -> MakeParents {
@@ -112,6 +114,16 @@ impl<'a> Applier<'a> {
         self.file = None;
         self.levels.clear();
         self.links.clear();
+        self.undecided = None;
+        if self.to.unpack && directory.is_none() {
+            self.undecided = Some(name.to_vec());
+            return Ok(());
+        }
+        self.prepare(name, directory)
+    }
+
+    /// Makes ready where a source goes.
+    fn prepare(&mut self, name: &[u8], directory: Option<&Meta>) -> Result<(), TreeError> {
         let (mut path, is_dir) = destination(&self.to.path);
         let make = self.parents();
         let mut guide = self.parents();
@@ -227,7 +239,7 @@ impl<'a> Applier<'a> {
         content: Content<'_>,
     ) -> Result<(), TreeError> {
         let mut content = content;
-        if self.to.unpack && self.levels.is_empty() {
+        if let Some(undecided) = self.undecided.take() {
             let mut held: Box<dyn Read + '_> = match content {
                 Content::File(file) => Box::new(file.take(size)),
                 Content::Stream(stream) => Box::new(stream.take(size)),
@@ -238,6 +250,7 @@ impl<'a> Applier<'a> {
                 let whole = io::Cursor::new(start).chain(held);
                 return archive::unpack_into(self.root, self.to, whole);
             }
+            self.prepare(&undecided, None)?;
             let mut whole = io::Cursor::new(start).chain(held);
             return self.regular(name, meta, size, link, Content::Stream(&mut whole));
         }
@@ -261,6 +274,7 @@ impl<'a> Applier<'a> {
         Self::clear(dir, &name, &path)?;
         let mut file =
             at::create_file(dir, &name).map_err(|e| TreeError::io("making", &path, e).of_user())?;
+        let streamed = matches!(content, Content::Stream(_));
         let written = match content {
             // The kernel copies between two files by itself where the file system can.
             Content::File(from) => io::copy(&mut Read::take(from, size), &mut file),
@@ -270,6 +284,12 @@ impl<'a> Applier<'a> {
         let written = written.map_err(|e| TreeError::io("writing", &path, e))?;
         if written != size {
             let path = show(&path);
+            if streamed {
+                // Whoever sends it knows why.
+                return Err(TreeError::Internal {
+                    message: format!("{path:?} ended after {written} of {size} bytes"),
+                });
+            }
             return Err(TreeError::user(format!(
                 "{path:?} had {size} bytes and then {written}: a source changed while it was copied"
             )));
@@ -296,6 +316,9 @@ impl<'a> Applier<'a> {
     }
 
     fn special(&mut self, name: &[u8], meta: &Meta, target: Option<&[u8]>) -> Result<(), TreeError> {
+        if let Some(undecided) = self.undecided.take() {
+            self.prepare(&undecided, None)?;
+        }
         let wanted = self.wanted(meta);
         let (dir, name, path) = self.place(name)?;
         Self::clear(dir, &name, &path)?;

@@ -43,7 +43,7 @@ pub fn diff(
         parents: Vec::new(),
         seen: 0,
     };
-    differ.directory(&upper, lower.as_ref(), b"", false)?;
+    differ.walk(upper, lower)?;
     let (entries, bytes) = differ.tar.finish()?;
     Ok(Diff { entries, bytes })
 }
@@ -59,31 +59,65 @@ struct Differ {
     seen: u64,
 }
 
+/// A directory that we are in. The stack of them is on the heap: a step may nest directories as deep as it likes.
+struct Level {
+    upper: OwnedFd,
+    lower: Option<OwnedFd>,
+    path: Vec<u8>,
+    /// Nothing of `lower` shows through here.
+    opaque: bool,
+    /// What is still to be looked at: name, path, what it is.
+    left: std::vec::IntoIter<(Vec<u8>, Vec<u8>, Stat)>,
+    /// How many directories waited, this one among them.
+    waiting: usize,
+}
+
 impl Differ {
-    /// `opaque`: nothing of `lower` shows through here.
-    fn directory(
+    fn walk(&mut self, upper: OwnedFd, lower: Option<OwnedFd>) -> Result<(), TreeError> {
+        let mut levels = vec![self.enter(upper, lower, Vec::new(), false)?];
+        while let Some(level) = levels.last_mut() {
+            let depth_below = levels_deep(&level.path) + 1;
+            let Some((name, full, stat)) = level.left.next() else {
+                // Still waiting: nothing in it was written, and it is as it was.
+                if self.parents.len() == level.waiting {
+                    self.parents.pop();
+                }
+                levels.pop();
+                continue;
+            };
+            let below = Self::below(level.lower.as_ref(), &name, &full)?;
+            if at::kind(&stat) != FileType::Directory {
+                self.file(level, &name, &full, &stat, below.as_ref())?;
+                continue;
+            }
+            if depth_below > at::MAX_DEPTH {
+                return Err(too_much());
+            }
+            let next = self.subdirectory(level, &name, full, &stat, below)?;
+            levels.push(next);
+        }
+        Ok(())
+    }
+
+    /// Writes the whiteouts of a directory; the rest of it is left for later.
+    fn enter(
         &mut self,
-        upper: &OwnedFd,
-        lower: Option<&OwnedFd>,
-        path: &[u8],
+        upper: OwnedFd,
+        lower: Option<OwnedFd>,
+        path: Vec<u8>,
         opaque: bool,
-    ) -> Result<(), TreeError> {
-        let mut names = at::list(upper.as_fd(), path)?;
+    ) -> Result<Level, TreeError> {
+        let mut names = at::list(upper.as_fd(), &path)?;
         self.seen += names.len() as u64;
-        let depth = if path.is_empty() { 0 } else { path.split(|b| *b == b'/').count() };
-        if self.seen > at::MAX_ENTRIES || depth > at::MAX_DEPTH {
-            return Err(TreeError::user(format!(
-                "the step's changes are more than {} files or {} directories deep, the most that a layer may have",
-                at::MAX_ENTRIES,
-                at::MAX_DEPTH
-            )));
+        if self.seen > at::MAX_ENTRIES {
+            return Err(too_much());
         }
         let mut kept = Vec::with_capacity(names.len());
         let mut gone = BTreeSet::new();
         for name in names.drain(..) {
-            let full = at::join(path, &name);
+            let full = at::join(&path, &name);
             let failed = |e: Errno| TreeError::io("looking at", &full, e);
-            let Some(stat) = at::look(upper, &name).map_err(failed)? else { continue };
+            let Some(stat) = at::look(&upper, &name).map_err(failed)? else { continue };
             // A socket lives only while a process listens; what it replaced is gone all the same.
             if at::is_whiteout(&stat) || at::kind(&stat) == FileType::Socket {
                 gone.insert(name);
@@ -91,88 +125,72 @@ impl Differ {
                 kept.push((name, full, stat));
             }
         }
-        if opaque && let Some(lower) = lower {
+        if opaque && let Some(lower) = &lower {
             let here: BTreeSet<&Vec<u8>> = kept.iter().map(|(name, ..)| name).collect();
-            let below = at::list(lower.as_fd(), path)?;
+            let below = at::list(lower.as_fd(), &path)?;
             gone.extend(below.into_iter().filter(|name| !here.contains(name)));
         }
         for name in gone {
-            if self.below(lower, &name, path)?.is_some() {
-                let whiteout = at::join(path, &[b".wh.", name.as_slice()].concat());
+            if Self::below(lower.as_ref(), &name, &path)?.is_some() {
+                let whiteout = at::join(&path, &[b".wh.", name.as_slice()].concat());
                 self.parents()?;
                 self.tar.entry(&whiteout, &Meta { mode: 0, ..Meta::default() }, Body::File(0))?;
             }
         }
-        for (name, full, stat) in kept {
-            let below = self.below(lower, &name, path)?;
-            match at::kind(&stat) {
-                FileType::Directory => self.subdirectory(upper, lower, &name, &full, &stat, below, opaque)?,
-                _ => self.file(upper, lower, &name, &full, &stat, below.as_ref())?,
-            }
-        }
-        Ok(())
+        Ok(Level { upper, lower, path, opaque, left: kept.into_iter(), waiting: self.parents.len() })
     }
 
     /// What is below `name`, unless it is a whiteout there (`lower` may be one layer's own tree).
-    fn below(&self, lower: Option<&OwnedFd>, name: &[u8], path: &[u8]) -> Result<Option<Stat>, TreeError> {
+    fn below(lower: Option<&OwnedFd>, name: &[u8], path: &[u8]) -> Result<Option<Stat>, TreeError> {
         let Some(lower) = lower else { return Ok(None) };
         let stat = at::look(lower, name).map_err(|e| TreeError::io("looking below at", path, e))?;
         Ok(stat.filter(|stat| !at::is_whiteout(stat)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of a recursion over two trees")]
     fn subdirectory(
         &mut self,
-        upper: &OwnedFd,
-        lower: Option<&OwnedFd>,
+        level: &Level,
         name: &[u8],
-        full: &[u8],
+        full: Vec<u8>,
         stat: &Stat,
         below: Option<Stat>,
-        opaque: bool,
-    ) -> Result<(), TreeError> {
-        let failed = |e: Errno| TreeError::io("opening", full, e);
-        let dir = at::open_dir(upper, name).map_err(failed)?;
+    ) -> Result<Level, TreeError> {
+        let failed = |e: Errno| TreeError::io("opening", &full, e);
+        let dir = at::open_dir(&level.upper, name).map_err(failed)?;
         for mark in ["user.overlay.redirect", "user.overlay.metacopy"] {
             if at::attribute(&dir, mark).map_err(failed)?.is_some() {
-                let path = String::from_utf8_lossy(full);
+                let path = String::from_utf8_lossy(&full);
                 let message = format!("{path:?} has {mark}: the view must be mounted without it");
                 return Err(TreeError::Internal { message });
             }
         }
         let opaque =
-            opaque || at::attribute(&dir, OPAQUE).map_err(failed)?.is_some_and(|value| value == b"y");
+            level.opaque || at::attribute(&dir, OPAQUE).map_err(failed)?.is_some_and(|value| value == b"y");
         let was_dir = below.filter(|below| at::kind(below) == FileType::Directory);
-        let beneath = match (&was_dir, lower) {
+        let beneath = match (&was_dir, &level.lower) {
             (Some(_), Some(lower)) => Some(at::open_dir(lower, name).map_err(failed)?),
             _ => None,
         };
-        let meta = self.meta(stat);
         let changed = was_dir.as_ref().is_none_or(|below| !same_attributes(stat, below));
-        let stub = was_dir.is_none() && self.stubs.contains(full);
-        self.parents.push((full.to_vec(), meta));
-        let depth = self.parents.len();
+        let stub = was_dir.is_none() && self.stubs.contains(&full);
+        self.parents.push((full.clone(), self.meta(stat)));
+        let waiting = self.parents.len();
         if changed && !stub {
             self.parents()?;
         }
-        self.directory(&dir, beneath.as_ref(), full, opaque)?;
-        // Still waiting: nothing in it was written, and it is as it was.
-        if self.parents.len() == depth {
-            self.parents.pop();
-        }
-        Ok(())
+        Ok(Level { waiting, ..self.enter(dir, beneath, full, opaque)? })
     }
 
     fn file(
         &mut self,
-        upper: &OwnedFd,
-        lower: Option<&OwnedFd>,
+        level: &Level,
         name: &[u8],
         full: &[u8],
         stat: &Stat,
         below: Option<&Stat>,
     ) -> Result<(), TreeError> {
         let failed = |e: Errno| TreeError::io("reading", full, e);
+        let (upper, lower) = (&level.upper, level.lower.as_ref());
         let kind = at::kind(stat);
         if below.is_none() && kind == FileType::RegularFile && stat.st_size == 0 && self.stubs.contains(full)
         {
@@ -232,6 +250,18 @@ impl Differ {
         }
         meta
     }
+}
+
+fn levels_deep(path: &[u8]) -> usize {
+    if path.is_empty() { 0 } else { path.split(|b| *b == b'/').count() }
+}
+
+fn too_much() -> TreeError {
+    TreeError::user(format!(
+        "the step's changes are more than {} files or {} directories deep, the most that a layer may have",
+        at::MAX_ENTRIES,
+        at::MAX_DEPTH
+    ))
 }
 
 fn same_attributes(a: &Stat, b: &Stat) -> bool {

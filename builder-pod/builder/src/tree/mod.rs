@@ -28,6 +28,8 @@ mod source;
 mod stream;
 mod tar_read;
 mod tar_write;
+#[cfg(test)]
+mod tests;
 mod unpack;
 mod users;
 mod walk;

@@ -156,7 +156,9 @@ impl Patterns {
             let pattern = written.trim();
             let (negated, pattern) = match pattern.strip_prefix('!') {
                 Some("") => {
-                    return Err(TreeError::user("the pattern \"!\" takes nothing back: name a path after it"));
+                    return Err(TreeError::user(
+                        "the pattern \"!\" takes nothing back: name a path after it",
+                    ));
                 }
                 Some(rest) => (true, rest),
                 None => (false, pattern),

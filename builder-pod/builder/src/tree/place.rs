@@ -16,6 +16,10 @@ use super::unpack::{mark_opaque, meta};
 use super::walk::{Guide, Missing, Strict, walk};
 use crate::engine::Owner;
 
+/// Most bytes of paths that are held for later, so that a small archive can't take the machine's memory: a quarter of a
+/// million directories with paths of 128 bytes.
+pub(super) const MAX_HELD: usize = 32 << 20;
+
 /// Where a layer and an ADDed archive differ.
 pub(super) trait Rules {
     /// Who an entry belongs to.
@@ -37,9 +41,29 @@ pub(super) struct Placer<'a> {
     /// The directory that the last entry went to, by the path it was asked for: entries come in runs.
     last: Option<(Vec<u8>, OwnedFd, Vec<u8>)>,
     /// Modification times, set when nothing changes the directories any more.
-    times: BTreeMap<Vec<u8>, (i64, u32)>,
+    times: Times,
     /// 128 KiB: fewer system calls than io::copy's 8 KiB.
     buffer: Vec<u8>,
+}
+
+/// Times of directories by path.
+#[derive(Default)]
+struct Times {
+    map: BTreeMap<Vec<u8>, (i64, u32)>,
+    bytes: usize,
+}
+
+impl Times {
+    fn set(&mut self, path: &[u8], time: (i64, u32)) -> Result<(), TreeError> {
+        self.bytes += path.len();
+        if self.bytes > MAX_HELD {
+            return Err(TreeError::image(format!(
+                "the paths of an archive's directories are more than {MAX_HELD} bytes, the most that is held"
+            )));
+        }
+        self.map.insert(path.to_vec(), time);
+        Ok(())
+    }
 }
 
 /// A hardlink's target.
@@ -52,7 +76,7 @@ enum Target {
 
 struct MakeParents<'r> {
     rules: &'r mut dyn Rules,
-    times: &'r mut BTreeMap<Vec<u8>, (i64, u32)>,
+    times: &'r mut Times,
 }
 
 impl Guide for MakeParents<'_> {
@@ -82,7 +106,7 @@ impl Guide for MakeParents<'_> {
         if hiding {
             mark_opaque(made.as_fd(), path)?;
         }
-        self.times.insert(path.to_vec(), (0, 0));
+        self.times.set(path, (0, 0))?;
         self.rules.parent_made(path);
         Ok(())
     }
@@ -91,7 +115,7 @@ impl Guide for MakeParents<'_> {
 impl<'a> Placer<'a> {
     /// Into `root`.
     pub fn new(root: BorrowedFd<'a>) -> Self {
-        Self { root, last: None, times: BTreeMap::new(), buffer: vec![0; 128 << 10] }
+        Self { root, last: None, times: Times::default(), buffer: vec![0; 128 << 10] }
     }
 
     /// The directory `path` (clean), made where it is missing.
@@ -104,9 +128,9 @@ impl<'a> Placer<'a> {
         if self.last.as_ref().is_none_or(|(asked, ..)| asked != path) {
             self.last = None;
             let depth = path.split(|b| *b == b'/').count();
-            if depth > at::MAX_DEPTH {
+            if depth >= at::MAX_DEPTH {
                 return Err(TreeError::image(format!(
-                    "an archive entry is {depth} directories deep; at most {} are allowed",
+                    "an archive entry is in {depth} directories; fewer than {} are allowed",
                     at::MAX_DEPTH
                 )));
             }
@@ -171,7 +195,7 @@ impl<'a> Placer<'a> {
         if there.is_some() && !merge {
             if was_dir {
                 self.last = None;
-                self.times.retain(|other, _| !is_below(other, &full));
+                self.times.map.retain(|other, _| !is_below(other, &full));
             }
             remove_all(dir.as_fd(), name)?;
         }
@@ -188,7 +212,7 @@ impl<'a> Placer<'a> {
                 if was_whiteout {
                     mark_opaque(made.as_fd(), &full)?;
                 }
-                self.times.insert(full.clone(), entry.mtime);
+                self.times.set(&full, entry.mtime)?;
             }
             Kind::File => {
                 let file = at::create_file(&dir, name).map_err(failed)?;
@@ -221,7 +245,7 @@ impl<'a> Placer<'a> {
 
     /// Sets the times of the directories.
     pub fn finish(self) -> Result<(), TreeError> {
-        for (path, mtime) in &self.times {
+        for (path, mtime) in &self.times.map {
             match at::open_plain(self.root, path) {
                 Ok(dir) => rustix::fs::futimens(&dir, &at::times(*mtime))
                     .map_err(|e| TreeError::io("setting the time of", path, e))?,

@@ -123,33 +123,35 @@ fn literal(root: BorrowedFd<'_>, path: &[u8], ignore: Option<Ignore<'_>>) -> Res
     let excepted = seen.ask(&source.path, true) == Ignored::YesButLookInside;
     if source.entry.is_empty() && excepted {
         let dir = at::open_dir(&source.dir, b"").map_err(gone)?;
-        if !any_visible(dir.as_fd(), &source.path, &mut seen, 0)? {
+        if !any_visible(dir.as_fd(), &source.path, &seen)? {
             return Err(gone(Errno::NOENT));
         }
     }
     Ok(source)
 }
 
-fn any_visible(
-    dir: BorrowedFd<'_>,
-    path: &[u8],
-    seen: &mut Seen<'_>,
-    depth: usize,
-) -> Result<bool, TreeError> {
-    for name in at::list(dir, path)? {
-        let full = at::join(path, &name);
-        let failed = |e: Errno| TreeError::io("looking at", &full, e);
-        let Some(stat) = at::look(dir, &name).map_err(failed)? else { continue };
-        let is_dir = at::kind(&stat) == FileType::Directory;
-        match seen.ask(&full, is_dir) {
-            Ignored::No => return Ok(true),
-            Ignored::YesButLookInside if is_dir && depth < at::MAX_DEPTH => {
-                let below = at::open_dir(dir, &name).map_err(failed)?;
-                if any_visible(below.as_fd(), &full, seen, depth + 1)? {
-                    return Ok(true);
+fn below(path: &[u8], inner: &[u8]) -> Vec<u8> {
+    if inner.is_empty() { path.to_vec() } else { at::join(path, inner) }
+}
+
+/// Whether something in a directory is not ignored.
+fn any_visible(dir: BorrowedFd<'_>, path: &[u8], seen: &Seen<'_>) -> Result<bool, TreeError> {
+    let mut inside = vec![Vec::new()];
+    while let Some(inner) = inside.pop() {
+        let here = at::open_plain(dir, &inner).map_err(|e| TreeError::io("opening", path, e))?;
+        for name in at::list(here.as_fd(), path)? {
+            let full = at::join(&below(path, &inner), &name);
+            let failed = |e: Errno| TreeError::io("looking at", &full, e);
+            let Some(stat) = at::look(&here, &name).map_err(failed)? else { continue };
+            let is_dir = at::kind(&stat) == FileType::Directory;
+            match seen.ask(&full, is_dir) {
+                Ignored::No => return Ok(true),
+                // What is deeper than the copy goes is not there for it.
+                Ignored::YesButLookInside if is_dir && full.len() < at::MAX_PATH => {
+                    inside.push(at::join(&inner, &name));
                 }
+                _ => {}
             }
-            _ => {}
         }
     }
     Ok(false)
@@ -168,6 +170,13 @@ fn expand(
         found.push(literal(root, source, ignore)?);
         return Ok(());
     };
+    if parts.len() > at::MAX_DEPTH {
+        return Err(TreeError::user(format!(
+            "a source of {} directories; at most {} are followed",
+            parts.len(),
+            at::MAX_DEPTH
+        )));
+    }
     let base = walk(root, &parts[..first].join(&b'/'), true, &mut Seen { ignore })?;
     if !base.name.is_empty() {
         return Err(TreeError::io("opening", source, Errno::NOENT));
@@ -203,7 +212,7 @@ fn matches(
             let excepted = seen.ask(&full, true) == Ignored::YesButLookInside;
             if at::kind(&stat) == FileType::Directory && excepted {
                 let below = at::open_dir(dir, &name).map_err(failed)?;
-                if !any_visible(below.as_fd(), &full, seen, 0)? {
+                if !any_visible(below.as_fd(), &full, seen)? {
                     continue;
                 }
             }

@@ -28,15 +28,17 @@ pub(super) struct Walker<'a> {
     waiting: Vec<(Vec<u8>, Meta, Why)>,
 }
 
-/// Where the walk is.
-struct Level<'l> {
-    dir: &'l OwnedFd,
+/// A directory that we are in. The stack of them is on the heap: a context may nest directories as deep as it likes.
+struct Level {
+    dir: OwnedFd,
     /// From the tree's root; from the source.
-    path: &'l [u8],
-    inner: &'l [u8],
-    included: &'l Matched,
-    excluded: &'l Matched,
-    depth: usize,
+    path: Vec<u8>,
+    inner: Vec<u8>,
+    included: Matched,
+    excluded: Matched,
+    left: std::vec::IntoIter<Vec<u8>>,
+    /// How many directories waited, this one among them.
+    waiting: usize,
 }
 
 impl<'a> Walker<'a> {
@@ -73,89 +75,92 @@ impl<'a> Walker<'a> {
         }
         self.tell(&Event::Source { name, directory: Some(self.meta(&stat)) })?;
         let dir = at::open_dir(&source.dir, &source.entry).map_err(failed)?;
-        let none = Matched::default();
-        self.directory(&Level {
-            dir: &dir,
-            path: &source.path,
-            inner: b"",
-            included: &none,
-            excluded: &none,
-            depth: 0,
-        })?;
-        self.tell(&Event::Leave)
-    }
-
-    fn directory(&mut self, level: &Level<'_>) -> Result<(), TreeError> {
-        if level.depth > at::MAX_DEPTH {
-            return Err(TreeError::user(format!(
-                "{:?} is more than {} directories deep, the most that a copy follows",
-                String::from_utf8_lossy(level.path),
-                at::MAX_DEPTH
-            )));
-        }
-        for name in at::list(level.dir.as_fd(), level.path)? {
-            self.entries += 1;
-            if self.entries > at::MAX_ENTRIES {
-                let most = at::MAX_ENTRIES;
-                return Err(TreeError::user(format!(
-                    "a copy of more than {most} files, the most that one may have"
-                )));
+        let names = self.list(&dir, &source.path)?;
+        let mut levels = vec![Level {
+            dir,
+            path: source.path.clone(),
+            inner: Vec::new(),
+            included: Matched::default(),
+            excluded: Matched::default(),
+            left: names,
+            // Never: the source itself was told.
+            waiting: usize::MAX,
+        }];
+        while let Some(level) = levels.last_mut() {
+            if let Some(name) = level.left.next() {
+                let Some(next) = self.child(level, name)? else { continue };
+                levels.push(next);
+                if levels.len() > at::MAX_DEPTH {
+                    return Err(TreeError::user(format!(
+                        "{:?} has directories more than {} deep, the most that a copy follows",
+                        String::from_utf8_lossy(&source.path),
+                        at::MAX_DEPTH
+                    )));
+                }
+                continue;
             }
-            self.child(level, name)?;
+            if self.waiting.len() == level.waiting {
+                self.waiting.pop();
+            } else {
+                self.tell(&Event::Leave)?;
+            }
+            levels.pop();
         }
         Ok(())
     }
 
-    fn child(&mut self, level: &Level<'_>, name: Vec<u8>) -> Result<(), TreeError> {
-        let path = at::join(level.path, &name);
-        let inner = at::join(level.inner, &name);
+    fn list(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<std::vec::IntoIter<Vec<u8>>, TreeError> {
+        let names = at::list(dir.as_fd(), path)?;
+        self.entries += names.len() as u64;
+        if self.entries > at::MAX_ENTRIES {
+            let most = at::MAX_ENTRIES;
+            return Err(TreeError::user(format!(
+                "a copy looks at more than {most} files, the most that one may: leave some out"
+            )));
+        }
+        Ok(names.into_iter())
+    }
+
+    /// Tells of one name in a directory; the directory that it is, if it is to be entered.
+    fn child(&mut self, level: &Level, name: Vec<u8>) -> Result<Option<Level>, TreeError> {
+        let path = at::join(&level.path, &name);
+        let inner = at::join(&level.inner, &name);
         let failed = |e: Errno| TreeError::io("reading", &path, e);
-        let Some(stat) = at::look(level.dir, &name).map_err(failed)? else { return Ok(()) };
+        let Some(stat) = at::look(&level.dir, &name).map_err(failed)? else { return Ok(None) };
         let is_dir = at::kind(&stat) == FileType::Directory;
         let ignored = self.seen.ask(&path, is_dir);
         if ignored == Ignored::Yes || (ignored == Ignored::YesButLookInside && !is_dir) {
-            return Ok(());
+            return Ok(None);
         }
         let (mut take, included) = match self.include {
-            Some(include) => include.matches(&inner, level.included),
+            Some(include) => include.matches(&inner, &level.included),
             None => (true, Matched::default()),
         };
-        let (exclude, excluded) = self.excludes.matches(&inner, level.excluded);
+        let (exclude, excluded) = self.excludes.matches(&inner, &level.excluded);
         take &= !exclude;
         if !is_dir {
-            return if take { self.file(level.dir.as_fd(), &name, &name, &path, &stat) } else { Ok(()) };
-        }
-        if !take {
-            let may = if exclude {
-                self.excludes.takes_back()
-            } else {
-                self.include.is_some_and(|include| include.may_match_below(&inner))
-            };
-            if !may {
-                return Ok(());
+            if take {
+                self.file(level.dir.as_fd(), &name, &name, &path, &stat)?;
             }
+            return Ok(None);
         }
-        let dir = at::open_dir(level.dir, &name).map_err(failed)?;
-        let meta = self.meta(&stat);
+        let inside = if exclude {
+            self.excludes.takes_back()
+        } else {
+            self.include.is_some_and(|include| include.may_match_below(&inner))
+        };
+        if !take && !inside {
+            return Ok(None);
+        }
+        let dir = at::open_dir(&level.dir, &name).map_err(failed)?;
         let why = if take { Why::Chosen } else { Why::Parent };
-        self.waiting.push((name, meta, why));
-        let depth = self.waiting.len();
+        self.waiting.push((name, self.meta(&stat), why));
+        let waiting = self.waiting.len();
         if take && ignored == Ignored::No {
             self.flush()?;
         }
-        self.directory(&Level {
-            dir: &dir,
-            path: &path,
-            inner: &inner,
-            included: &included,
-            excluded: &excluded,
-            depth: level.depth + 1,
-        })?;
-        if self.waiting.len() == depth {
-            self.waiting.pop();
-            return Ok(());
-        }
-        self.tell(&Event::Leave)
+        let left = self.list(&dir, &path)?;
+        Ok(Some(Level { dir, path, inner, included, excluded, left, waiting }))
     }
 
     /// Tells of what is no directory: `entry` in `dir`, called `name` in the copy.

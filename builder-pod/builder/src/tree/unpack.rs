@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::TreeError;
 use super::at::{self, Meta};
 use super::decompress;
-use super::place::{Placer, Rules, is_below};
+use super::place::{MAX_HELD, Placer, Rules, is_below};
 use super::tar_read::{TarEntry, TarReader};
 use crate::engine::{Owner, Unpacked};
 
@@ -31,7 +31,7 @@ const AUFS: &[u8] = b".wh..wh.";
 pub fn unpack(blob: File, media_type: &str, dest: BorrowedFd<'_>) -> Result<Unpacked, TreeError> {
     decompress::check_media_type(media_type)?;
     let mut tar = TarReader::new(decompress::layer_tar(blob)?);
-    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeSet::new() };
+    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeSet::new(), held: 0 };
     let mut placer = Placer::new(dest);
     while let Some(entry) = tar.next()? {
         layer.entry(&mut placer, &entry, &mut tar).map_err(TreeError::of_image)?;
@@ -63,6 +63,8 @@ struct Layer {
     links: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Directories made for entries in them.
     implied: BTreeSet<Vec<u8>>,
+    /// Bytes of paths in `links`.
+    held: usize,
 }
 
 impl Layer {
@@ -114,6 +116,12 @@ impl Rules for Layer {
     }
 
     fn link_nowhere(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
+        self.held += path.len() + target.len();
+        if self.held > MAX_HELD {
+            return Err(TreeError::image(format!(
+                "the paths of a layer's links into layers below are more than {MAX_HELD} bytes, the most that is held"
+            )));
+        }
         self.links.insert(path.to_vec(), target.to_vec());
         Ok(())
     }
