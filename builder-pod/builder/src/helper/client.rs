@@ -71,9 +71,15 @@ impl Helper {
     ///
     /// # Errors
     /// The helper's answer; kind `Internal` when the helper is gone.
-    pub fn call<T: DeserializeOwned>(&self, request: &Request, payload: Option<OwnedFd>) -> Result<T, EngineError> {
+    pub fn call<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        payload: Option<OwnedFd>,
+    ) -> Result<T, EngineError> {
         let reply = self.exchange(request, payload).map_err(|error| {
-            internal(format!("the helper process does not answer ({error}); it may have been killed for lack of memory"))
+            internal(format!(
+                "the helper process does not answer ({error}); it may have been killed for lack of memory"
+            ))
         })?;
         let value = serde_json::from_slice::<Reply>(&reply)
             .map_err(|error| internal(format!("the helper's answer can't be read: {error}")))??;

@@ -10,8 +10,8 @@ use super::client::Helper;
 use super::view::work_of;
 use super::wire::Request;
 use crate::engine::{
-    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, Step, Stop, Unpacked,
-    User, View,
+    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, Step, Stop,
+    Unpacked, User, View,
 };
 use crate::sandbox::facts::{self, Facts};
 use crate::sandbox::fault::{At as _, Fault, Stage};

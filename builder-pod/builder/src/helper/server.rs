@@ -52,7 +52,12 @@ fn start(socket: &OwnedFd) -> Result<OwnedFd, Fault> {
     wire::send_hello(socket, &Hello::Unshared).at(Stage::Launch, lost)?;
     match wire::receive_hello(socket).at(Stage::Launch, lost)? {
         Hello::Mapped => {}
-        other => return Err(Fault::new(Stage::Launch, format!("the builder said {other:?} where Mapped was due"))),
+        other => {
+            return Err(Fault::new(
+                Stage::Launch,
+                format!("the builder said {other:?} where Mapped was due"),
+            ));
+        }
     }
     process::become_root()?;
     rustix::process::umask(Mode::empty());
@@ -73,7 +78,8 @@ fn serve(socket: &OwnedFd, trees: &Arc<OwnedFd>) {
         let payload = fds.next().map(File::from);
         let trees = Arc::clone(trees);
         // Without a thread the call's socket closes, which the builder takes for a failure.
-        let _ = std::thread::Builder::new().name("call".to_owned()).spawn(move || answer(call, payload, &trees));
+        let _ =
+            std::thread::Builder::new().name("call".to_owned()).spawn(move || answer(call, payload, &trees));
     }
 }
 
@@ -93,7 +99,8 @@ fn answer(mut call: UnixStream, payload: Option<File>, trees: &OwnedFd) {
 }
 
 fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
-    let needed = |payload: Option<File>| payload.ok_or_else(|| internal("the call brought no descriptor".to_owned()));
+    let needed =
+        |payload: Option<File>| payload.ok_or_else(|| internal("the call brought no descriptor".to_owned()));
     match request {
         Request::Unpack { tree, media_type } => {
             view::check([&tree])?;
@@ -146,9 +153,11 @@ fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
 }
 
 fn clear(trees: &OwnedFd) -> Result<(), EngineError> {
-    let listed = std::fs::read_dir(".").map_err(|error| internal(format!("cannot list the workspace: {error}")))?;
+    let listed =
+        std::fs::read_dir(".").map_err(|error| internal(format!("cannot list the workspace: {error}")))?;
     for entry in listed {
-        let name = entry.map_err(|error| internal(format!("cannot list the workspace: {error}")))?.file_name();
+        let name =
+            entry.map_err(|error| internal(format!("cannot list the workspace: {error}")))?.file_name();
         // Every name in there was given by us, so it is text.
         if let Some(name) = name.to_str().filter(|name| !view::is_ours(name)) {
             tree::remove(trees.as_fd(), name)?;
@@ -158,7 +167,8 @@ fn clear(trees: &OwnedFd) -> Result<(), EngineError> {
 }
 
 fn value(result: impl serde::Serialize) -> Reply {
-    serde_json::to_value(result).map_err(|error| internal(format!("the helper can't write its answer: {error}")))
+    serde_json::to_value(result)
+        .map_err(|error| internal(format!("the helper can't write its answer: {error}")))
 }
 
 fn internal(message: String) -> EngineError {

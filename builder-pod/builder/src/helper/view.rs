@@ -57,11 +57,12 @@ pub fn is_ours(name: &str) -> bool {
 pub fn prepare(trees: &OwnedFd, view: &View) -> Result<(), EngineError> {
     check(view.lowers.iter().chain([&view.upper]))?;
     match rustix::fs::mkdir(&view.upper, Mode::from_raw_mode(0o755)) {
-        Ok(()) => like_lower(view).at(Stage::Overlay, || format!("cannot set the attributes of tree {}", view.upper)),
+        Ok(()) => like_lower(view)
+            .at(Stage::Overlay, || format!("cannot set the attributes of tree {}", view.upper)),
         Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).at(Stage::Overlay, || format!("cannot make tree {}", view.upper)),
     }
-    .map_err(explain)?;
+    .map_err(|fault| explain(&fault))?;
     let work = work_of(&view.upper);
     if Path::new(&work).exists() {
         use std::os::fd::AsFd as _;
@@ -69,7 +70,7 @@ pub fn prepare(trees: &OwnedFd, view: &View) -> Result<(), EngineError> {
     }
     rustix::fs::mkdir(&work, Mode::from_raw_mode(0o700))
         .at(Stage::Overlay, || format!("cannot make the work directory {work}"))
-        .map_err(explain)
+        .map_err(|fault| explain(&fault))
 }
 
 /// The root directory of an overlay has the upper's attributes, so a fresh upper gets those of the layer below.
@@ -109,12 +110,13 @@ pub fn readable(lowers: &[String]) -> Result<OwnedFd, EngineError> {
 /// # Errors
 /// Kind `Internal`.
 pub fn directory(tree: &str) -> Result<OwnedFd, EngineError> {
-    open(tree).map_err(explain)
+    open(tree).map_err(|fault| explain(&fault))
 }
 
 fn open(path: &str) -> Result<OwnedFd, Fault> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path, flags, Mode::empty()).at(Stage::Overlay, || format!("cannot open tree {path}"))
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .at(Stage::Overlay, || format!("cannot open tree {path}"))
 }
 
 fn overlay(options: &str) -> Result<OwnedFd, EngineError> {
@@ -126,11 +128,11 @@ fn overlay(options: &str) -> Result<OwnedFd, EngineError> {
                 .at(Stage::Overlay, || "cannot unmount an overlay".to_owned())?;
             opened
         })
-        .map_err(explain)
+        .map_err(|fault| explain(&fault))
 }
 
-fn explain(fault: Fault) -> EngineError {
-    probe::explain(&fault, &facts::gather(Path::new(".")))
+fn explain(fault: &Fault) -> EngineError {
+    probe::explain(fault, &facts::gather(Path::new(".")))
 }
 
 #[cfg(test)]

@@ -32,7 +32,8 @@ pub fn execute(argv: &[String], env: &[String]) -> Result<Infallible, String> {
 type Pointers = (Vec<CString>, Vec<*const libc::c_char>);
 
 fn pointers(strings: &[String]) -> Option<Pointers> {
-    let owned: Vec<CString> = strings.iter().map(|text| CString::new(text.as_str()).ok()).collect::<Option<_>>()?;
+    let owned: Vec<CString> =
+        strings.iter().map(|text| CString::new(text.as_str()).ok()).collect::<Option<_>>()?;
     let pointers = owned.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
     Some((owned, pointers))
 }
@@ -101,7 +102,10 @@ mod tests {
             r#"exec: "/nonexistent/x": stat /nonexistent/x: no such file or directory"#
         );
         assert_eq!(find("/", &env).unwrap_err(), r#"exec: "/": is a directory"#);
-        assert_eq!(find(&format!("{base}/no"), &env).unwrap_err(), format!("exec: \"{base}/no\": permission denied"));
+        assert_eq!(
+            find(&format!("{base}/no"), &env).unwrap_err(),
+            format!("exec: \"{base}/no\": permission denied")
+        );
     }
 
     #[test]

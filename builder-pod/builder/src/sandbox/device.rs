@@ -41,7 +41,13 @@ pub fn populate(place: &Place) -> Result<(), Fault> {
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).at(stage, || format!("cannot make /dev/{name}"))?;
     }
-    mount(stage, "devpts", link_of(&directory(&dev, "pts")?), QUIET, "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    mount(
+        stage,
+        "devpts",
+        link_of(&directory(&dev, "pts")?),
+        QUIET,
+        "newinstance,ptmxmode=0666,mode=0620,gid=5",
+    )?;
     mount(stage, "tmpfs", link_of(&directory(&dev, "shm")?), NO_NODES, "mode=1777,size=65536k")?;
     match mount(stage, "mqueue", link_of(&directory(&dev, "mqueue")?), NO_NODES, "") {
         // A kernel without POSIX queues.

@@ -38,7 +38,8 @@ const UNFIT: [(u64, &str); 5] = [
 /// Looks around.
 pub fn gather(workspace: &Path) -> Facts {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let capabilities = field(&status, "CapEff").and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0);
+    let capabilities =
+        field(&status, "CapEff").and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0);
     // AppArmor's own directory first: `attr/current` may be another module's.
     let profile = ["/proc/self/attr/apparmor/current", "/proc/self/attr/current"]
         .iter()
@@ -52,8 +53,11 @@ pub fn gather(workspace: &Path) -> Facts {
         may_set_ids: capabilities & 0xc0 == 0xc0,
         host_users: fs::read_to_string("/proc/self/uid_map")
             .is_ok_and(|text| idmap::is_initial(&idmap::parse(&text))),
-        apparmor: profile.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty() && text != "unconfined"),
-        apparmor_restricts: sysctl("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1"),
+        apparmor: profile
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty() && text != "unconfined"),
+        apparmor_restricts: sysctl("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref()
+            == Some("1"),
         no_user_namespaces: sysctl("/proc/sys/user/max_user_namespaces").as_deref() == Some("0"),
         workspace: rustix::fs::statfs(workspace).ok().and_then(|found| {
             UNFIT.iter().find(|(magic, _)| *magic == found.f_type.cast_unsigned()).map(|(_, name)| *name)

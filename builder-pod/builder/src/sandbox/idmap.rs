@@ -104,14 +104,16 @@ pub fn choose(
              the kubelet's userNamespaces.idsPerPod (on a plain machine the range in /etc/subuid and /etc/subgid) is \
              too small"
         ))),
-        Isolation::HostRange if host_base == 0 => {
-            Err(unavailable("isolation HostRange must not map the host's root: the first id has to be above 0"))
-        }
-        Isolation::HostRange if available < FULL || available - FULL < host_base => Err(unavailable(&format!(
-            "isolation HostRange needs the ids {host_base} to {} of the host, but the builder has only ids below \
+        Isolation::HostRange if host_base == 0 => Err(unavailable(
+            "isolation HostRange must not map the host's root: the first id has to be above 0",
+        )),
+        Isolation::HostRange if available < FULL || available - FULL < host_base => {
+            Err(unavailable(&format!(
+                "isolation HostRange needs the ids {host_base} to {} of the host, but the builder has only ids below \
              {available}: the pod must not have hostUsers: false, or use spec.isolation: UserNamespace",
-            u64::from(host_base) + u64::from(FULL) - 1,
-        ))),
+                u64::from(host_base) + u64::from(FULL) - 1,
+            )))
+        }
         Isolation::HostRange => Ok(IdMap { outer: host_base, count: FULL }),
     }
 }

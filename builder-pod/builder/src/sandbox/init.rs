@@ -55,7 +55,7 @@ pub fn send(status: impl AsFd, message: &Message) -> std::io::Result<()> {
 fn start(spec: &Spec, files: &Files, status: &OwnedFd, go: OwnedFd) -> Result<(), Stop> {
     process::become_root()?;
     rustix::process::umask(Mode::empty());
-    let filter = seccomp::program()?;
+    let filter = seccomp::program(&[])?;
     if spec.task == Task::Probe {
         probe::prepare(spec)?;
     }

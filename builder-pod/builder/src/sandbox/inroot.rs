@@ -43,7 +43,8 @@ pub struct Place {
 /// # Errors
 /// [`Stage::MountPoint`]: something of another kind is in the way.
 pub fn ensure(root: impl AsFd, path: &str, kind: Kind, stubs: &mut Vec<String>) -> Result<Place, Fault> {
-    walk(root, path, kind, stubs).at(Stage::MountPoint, || format!("cannot use /{path} of the image as a mount point"))
+    walk(root, path, kind, stubs)
+        .at(Stage::MountPoint, || format!("cannot use /{path} of the image as a mount point"))
 }
 
 fn walk(root: impl AsFd, path: &str, kind: Kind, stubs: &mut Vec<String>) -> rustix::io::Result<Place> {
@@ -59,17 +60,28 @@ fn walk(root: impl AsFd, path: &str, kind: Kind, stubs: &mut Vec<String>) -> rus
         }
         let here = below.last().map_or(root.as_fd(), |(_, directory)| directory.as_fd());
         let last = ahead.is_empty();
-        let found = match rustix::fs::openat(here, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        let found = match rustix::fs::openat(
+            here,
+            &name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
             Ok(found) => found,
             Err(Errno::NOENT) => {
                 if last && kind == Kind::File {
-                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let flags =
+                        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     drop(rustix::fs::openat(here, &name, flags, Mode::from_raw_mode(0o644))?);
                 } else {
                     rustix::fs::mkdirat(here, &name, Mode::from_raw_mode(0o755))?;
                 }
                 stubs.push(relative(&below, &name));
-                rustix::fs::openat(here, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?
+                rustix::fs::openat(
+                    here,
+                    &name,
+                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?
             }
             Err(error) => return Err(error),
         };

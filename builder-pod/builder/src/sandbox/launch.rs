@@ -85,14 +85,7 @@ fn launch(status: &OwnedFd) -> Result<Message, Fault> {
 }
 
 /// The maker: enters new namespaces, has its ids written, forks the step's first process and ends.
-fn make(
-    spec: &Spec,
-    files: &Files,
-    status: &OwnedFd,
-    born: OwnedFd,
-    mapped: OwnedFd,
-    go: OwnedFd,
-) -> ! {
+fn make(spec: &Spec, files: &Files, status: &OwnedFd, born: OwnedFd, mapped: OwnedFd, go: OwnedFd) -> ! {
     let result = unshare(spec, &born, mapped).and_then(|()| {
         match process::fork_sibling().at(Stage::Launch, || "cannot start the step's process".to_owned())? {
             process::Fork::Parent(pid) => process::tell(&born, pid.as_raw_nonzero().get()),
@@ -177,8 +170,9 @@ fn read_spec() -> Result<Spec, Fault> {
         }
         line.extend_from_slice(&chunk[..count]);
     }
-    serde_json::from_slice(&line)
-        .map_err(|error| Fault::new(Stage::Launch, format!("the builder sent a step that can't be read: {error}")))
+    serde_json::from_slice(&line).map_err(|error| {
+        Fault::new(Stage::Launch, format!("the builder sent a step that can't be read: {error}"))
+    })
 }
 
 /// A small file of the pod; empty when it is not there.

@@ -26,6 +26,13 @@ pub fn mount(
     flags: MountFlags,
     options: &str,
 ) -> Result<(), Fault> {
+    // The kernel takes one page and cuts the rest off without a word.
+    if options.len() >= rustix::param::page_size() {
+        return Err(Fault::new(
+            stage,
+            format!("{} bytes of mount options are too many: too many layers", options.len()),
+        ));
+    }
     let data = CString::new(options).map_err(|_| Fault::new(stage, "mount options hold a zero byte"))?;
     rustix::mount::mount(kind, target, kind, flags, data.as_c_str())
         .at(stage, || format!("cannot mount {kind} ({options})"))
@@ -37,8 +44,12 @@ pub fn mount(
 /// `stage`.
 pub fn bind(stage: Stage, source: &str, target: &impl AsFd, recursive: bool) -> Result<(), Fault> {
     let target = link_of(target);
-    if recursive { rustix::mount::mount_bind_recursive(source, target) } else { rustix::mount::mount_bind(source, target) }
-        .at(stage, || format!("cannot bind {source}"))
+    if recursive {
+        rustix::mount::mount_bind_recursive(source, target)
+    } else {
+        rustix::mount::mount_bind(source, target)
+    }
+    .at(stage, || format!("cannot bind {source}"))
 }
 
 /// The top of what is mounted at a place now.
@@ -56,7 +67,8 @@ pub fn top_of(stage: Stage, place: &Place) -> Result<OwnedFd, Fault> {
 /// # Errors
 /// `stage`.
 pub fn make_read_only(stage: Stage, top: impl AsFd) -> Result<(), Fault> {
-    let all = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let all =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is a constant string, the attributes live through the call and their true size is passed.
     let result = unsafe {
         libc::syscall(

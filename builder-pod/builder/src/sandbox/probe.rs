@@ -15,7 +15,8 @@ use crate::engine::{EngineError, EngineErrorKind};
 /// # Errors
 /// [`Stage::Exercise`].
 pub fn prepare(spec: &Spec) -> Result<(), Fault> {
-    let lower = spec.lowers.first().map(Path::new).ok_or_else(|| Fault::new(Stage::Exercise, "no tree to probe"))?;
+    let lower =
+        spec.lowers.first().map(Path::new).ok_or_else(|| Fault::new(Stage::Exercise, "no tree to probe"))?;
     let make = |path: &Path| {
         fs::create_dir(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
     };
@@ -61,10 +62,14 @@ pub fn explain(fault: &Fault, facts: &Facts) -> EngineError {
     if fault.stage == Stage::Launch {
         return EngineError { kind: EngineErrorKind::Internal, message: format!("sandbox: {fault}") };
     }
-    if fault.stage == Stage::MountPoint && matches!(errno, libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::EBUSY) {
+    if fault.stage == Stage::MountPoint
+        && matches!(errno, libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::EBUSY)
+    {
         return EngineError {
             kind: EngineErrorKind::Image,
-            message: format!("{fault}: docker mounts /proc, /sys, /dev, /etc/resolv.conf and /etc/hosts there"),
+            message: format!(
+                "{fault}: docker mounts /proc, /sys, /dev, /etc/resolv.conf and /etc/hosts there"
+            ),
         };
     }
     if errno == libc::ENOSPC && fault.stage != Stage::Unshare || errno == libc::EDQUOT {
@@ -153,7 +158,8 @@ mod tests {
     fn the_missing_setting_is_named() {
         let fine = Facts { may_set_ids: true, ..Facts::default() };
         let seccomp = Facts { seccomp: true, ..fine.clone() };
-        let apparmor = Facts { apparmor: Some("cri-containerd.apparmor.d (enforce)".into()), ..seccomp.clone() };
+        let apparmor =
+            Facts { apparmor: Some("cri-containerd.apparmor.d (enforce)".into()), ..seccomp.clone() };
         for (stage, errno, facts, word) in [
             (Stage::Unshare, libc::EPERM, &seccomp, "builder.seccomp.install=true"),
             (Stage::PivotRoot, libc::EPERM, &seccomp, "builder.seccomp.install=true"),
@@ -161,7 +167,12 @@ mod tests {
             (Stage::Unshare, libc::EPERM, &apparmor, "builder.seccomp.install=true"),
             (Stage::Unshare, libc::ENOSPC, &fine, "user.max_user_namespaces"),
             (Stage::WriteMap, libc::EPERM, &Facts::default(), "SETUID, SETGID"),
-            (Stage::Overlay, libc::EINVAL, &Facts { workspace: Some("overlayfs"), ..fine.clone() }, "emptyDir"),
+            (
+                Stage::Overlay,
+                libc::EINVAL,
+                &Facts { workspace: Some("overlayfs"), ..fine.clone() },
+                "emptyDir",
+            ),
             (Stage::Overlay, libc::EINVAL, &fine, "Linux 5.19"),
             (
                 Stage::MakePrivate,

@@ -42,7 +42,9 @@ pub fn fork_sibling() -> std::io::Result<Fork> {
 fn forked(pid: libc::c_long) -> std::io::Result<Fork> {
     match i32::try_from(pid) {
         Ok(0) => Ok(Fork::Child),
-        Ok(pid) => Pid::from_raw(pid).filter(|_| pid > 0).map(Fork::Parent).ok_or_else(std::io::Error::last_os_error),
+        Ok(pid) => {
+            Pid::from_raw(pid).filter(|_| pid > 0).map(Fork::Parent).ok_or_else(std::io::Error::last_os_error)
+        }
         Err(_) => Err(std::io::Error::last_os_error()),
     }
 }
@@ -70,7 +72,9 @@ pub fn write_maps(pid: Pid, map: IdMap) -> Result<(), Fault> {
             .write(true)
             .open(&path)
             .and_then(|mut opened| opened.write_all(map.line().as_bytes()))
-            .at(Stage::WriteMap, || format!("cannot write `{}` to {file} of a new process", map.line().trim_end()))?;
+            .at(Stage::WriteMap, || {
+                format!("cannot write `{}` to {file} of a new process", map.line().trim_end())
+            })?;
     }
     Ok(())
 }

@@ -16,7 +16,15 @@ use super::{EMPTY_TREE, MOUNT_POINT};
 
 /// Parts of `/proc` that docker hides from containers.
 const MASKED_PROC: [&str; 10] = [
-    "asound", "acpi", "interrupts", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug",
+    "asound",
+    "acpi",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "timer_list",
+    "timer_stats",
+    "sched_debug",
     "scsi",
 ];
 
@@ -45,12 +53,14 @@ pub fn build(spec: &Spec, files: &Files) -> Result<(Vec<String>, ProcKind), Faul
     // A file system of our own to put the root's mount point and the copies on; it goes away with the old root.
     mount(Stage::Stage, "tmpfs", MOUNT_POINT, MountFlags::NOSUID | MountFlags::NODEV, "mode=755,size=8m")?;
     let root_path = format!("{MOUNT_POINT}/root");
-    rustix::fs::mkdir(&root_path, Mode::from_raw_mode(0o755)).at(Stage::Stage, || "cannot make a directory".to_owned())?;
+    rustix::fs::mkdir(&root_path, Mode::from_raw_mode(0o755))
+        .at(Stage::Stage, || "cannot make a directory".to_owned())?;
     let resolv_conf = copy("resolv.conf", &files.resolv_conf)?;
     let hosts = copy("hosts", &files.hosts)?;
 
     let lowers = if spec.lowers.is_empty() { EMPTY_TREE.to_owned() } else { top_first(&spec.lowers) };
-    let options = format!("lowerdir={lowers},upperdir={},workdir={},userxattr,volatile", spec.upper, spec.work);
+    let options =
+        format!("lowerdir={lowers},upperdir={},workdir={},userxattr,volatile", spec.upper, spec.work);
     mount(Stage::Overlay, "overlay", root_path.as_str(), MountFlags::empty(), &options)?;
 
     let root = open_directory(&root_path).at(Stage::Overlay, || "cannot open the overlay".to_owned())?;
@@ -126,14 +136,23 @@ fn mount_sys(place: &Place) -> Result<(), Fault> {
 /// Hides a file behind `/dev/null`, a directory behind an empty one.
 fn mask(top: impl AsFd, path: &str) -> Result<(), Fault> {
     let stage = Stage::Mask;
-    let found = match rustix::fs::openat(top, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
-        // Not on this kernel, or already out of reach.
-        Err(Errno::NOENT | Errno::ACCESS | Errno::PERM) => return Ok(()),
-        found => found.at(stage, || format!("cannot open {path} to hide it"))?,
-    };
-    let stat = rustix::fs::statat(&found, c"", AtFlags::EMPTY_PATH).at(stage, || format!("cannot look at {path}"))?;
+    let found =
+        match rustix::fs::openat(top, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        {
+            // Not on this kernel, or already out of reach.
+            Err(Errno::NOENT | Errno::ACCESS | Errno::PERM) => return Ok(()),
+            found => found.at(stage, || format!("cannot open {path} to hide it"))?,
+        };
+    let stat = rustix::fs::statat(&found, c"", AtFlags::EMPTY_PATH)
+        .at(stage, || format!("cannot look at {path}"))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        mount(stage, "tmpfs", link_of(&found), MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "size=4k")
+        mount(
+            stage,
+            "tmpfs",
+            link_of(&found),
+            MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
+            "size=4k",
+        )
     } else {
         bind(stage, "/dev/null", &found, false)
     }
@@ -147,7 +166,7 @@ fn write_protect(top: impl AsFd, name: &str) -> Result<(), Fault> {
         found => found.at(stage, || format!("cannot open {name} to write-protect it"))?,
     };
     bind(stage, &link_of(&found), &found, true)?;
-    let protected =
-        rustix::fs::openat(&top, name, flags, Mode::empty()).at(stage, || format!("cannot open {name} again"))?;
+    let protected = rustix::fs::openat(&top, name, flags, Mode::empty())
+        .at(stage, || format!("cannot open {name} again"))?;
     make_read_only(stage, protected)
 }

@@ -94,13 +94,13 @@ fn other_architectures() -> Vec<sock_filter> {
     vec![one(RETURN, UNKNOWN)]
 }
 
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+fn rules(more: &[libc::c_long]) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     let when = |operator, value| {
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)
             .and_then(|condition| SeccompRule::new(vec![condition]))
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        COMMON.iter().chain(NATIVE).map(|number| (*number, Vec::new())).collect();
+        COMMON.iter().chain(NATIVE).chain(more).map(|number| (*number, Vec::new())).collect();
     rules.insert(libc::SYS_clone, vec![when(SeccompCmpOp::MaskedEq(NEW_NAMESPACE), 0)?]);
     rules.insert(libc::SYS_socket, vec![when(SeccompCmpOp::Ne, libc::AF_VSOCK.cast_unsigned().into())?]);
     let personalities = PERSONALITIES.iter().map(|value| when(SeccompCmpOp::Eq, *value));
@@ -108,17 +108,24 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     Ok(rules)
 }
 
-/// The whole program.
+/// The whole program. `more` are calls that are allowed besides; steps get none.
 ///
 /// # Errors
 /// [`Stage::Seccomp`], when the lists contradict themselves.
-pub fn program() -> Result<BpfProgram, Fault> {
-    let list: BpfProgram = rules()
+pub fn program(more: &[libc::c_long]) -> Result<BpfProgram, Fault> {
+    let list: BpfProgram = rules(more)
         .and_then(|rules| {
-            SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM.cast_unsigned()), SeccompAction::Allow, ARCH.1)
+            SeccompFilter::new(
+                rules,
+                SeccompAction::Errno(libc::EPERM.cast_unsigned()),
+                SeccompAction::Allow,
+                ARCH.1,
+            )
         })
         .and_then(TryInto::try_into)
-        .map_err(|error| Fault::new(Stage::Seccomp, format!("cannot make the step's seccomp filter: {error}")))?;
+        .map_err(|error| {
+            Fault::new(Stage::Seccomp, format!("cannot make the step's seccomp filter: {error}"))
+        })?;
     let others = other_architectures();
     let mut program = vec![
         one(LOAD, ARCH_AT),
@@ -145,7 +152,8 @@ pub fn install(program: &BpfProgram) -> Result<(), Fault> {
     let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     // SAFETY: `program` points to `length` instructions that live through the call, which only reads them;
     // seccompiler's sock_filter has the layout of the kernel's.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         .at(Stage::Seccomp, || "cannot install the step's seccomp filter".to_owned())
 }
@@ -190,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_filter_answers_as_docker_does() {
-        let program = program().unwrap();
+        let program = program(&[]).unwrap();
         assert!(program.len() < 4096, "the kernel takes no longer program");
         let native = |number: libc::c_long, argument| judge(&program, ARCH.0, number as u32, argument);
         for (number, argument, answer) in [
@@ -220,7 +228,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn programs_for_32_bits_run_with_the_same_limits() {
-        let program = program().unwrap();
+        let program = program(&[]).unwrap();
         for (number, argument, answer) in [
             (4, 0, ALLOW),
             (21, 0, REFUSED),

@@ -59,7 +59,10 @@ pub fn run(
     let owner = spec.user.owner;
     let outside = |inner: u32, what: &str| {
         spec.map.outside(inner).ok_or_else(|| {
-            Failure::Refused(format!("the step's {what} is {inner}, but steps have the ids 0 to {}", spec.map.count - 1))
+            Failure::Refused(format!(
+                "the step's {what} is {inner}, but steps have the ids 0 to {}",
+                spec.map.count - 1
+            ))
         })
     };
     for group in &spec.user.groups {

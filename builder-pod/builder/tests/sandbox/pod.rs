@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use kiln_builder::sandbox::idmap::IdMap;
 use kiln_builder::sandbox::process::{self, Fork};
+use kiln_builder::sandbox::seccomp;
 use rustix::mount::MountPropagationFlags;
 use rustix::process::WaitOptions;
 use rustix::thread::{CapabilitySet, UnshareFlags};
@@ -16,23 +17,35 @@ const IN_POD: &str = "__in-pod";
 /// Where the pod's root is on the host.
 const POD: IdMap = IdMap { outer: 2_000_000, count: 65536 };
 
+/// What a pod's profile has to allow besides docker's default.
+const NEEDED: [libc::c_long; 5] =
+    [libc::SYS_unshare, libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root, libc::SYS_sethostname];
+
+/// How the pod was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Parts of `/proc` hidden, seccomp profile with just what is needed.
+    Masked,
+    /// `procMount: Unmasked`, no seccomp profile.
+    Unmasked,
+    /// The runtime's default profile.
+    Forbidden,
+}
+
 /// The workspace, when this program was started inside the pod.
 pub fn work_dir(arguments: &[String]) -> Option<&Path> {
     (arguments.get(1)? == IN_POD).then(|| arguments.get(2).map(Path::new)).flatten()
 }
 
 /// Runs this program again inside a pod with the workspace `place`.
-pub fn run(place: &Path, masked: bool, filter: Option<&str>) -> Result<()> {
+pub fn run(place: &Path, kind: Kind, filter: Option<&str>) -> Result<()> {
     std::fs::create_dir(place)?;
     std::os::unix::fs::chown(place, Some(POD.outer), Some(POD.outer))?;
-    // The temporary directory above is closed to others.
-    let above = place.parent().context("no parent")?;
-    std::fs::set_permissions(above, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let (born, mapped) = (process::Signal::new()?, process::Signal::new()?);
     match process::fork()? {
         Fork::Child => {
             drop((born.receiver, mapped.sender));
-            let error = enter(place, masked, filter, &born.sender, mapped.receiver).unwrap_err();
+            let error = enter(place, kind, filter, &born.sender, mapped.receiver).unwrap_err();
             println!("cannot make a pod: {error:#}");
             std::process::exit(1)
         }
@@ -50,7 +63,7 @@ pub fn run(place: &Path, masked: bool, filter: Option<&str>) -> Result<()> {
 
 fn enter(
     place: &Path,
-    masked: bool,
+    kind: Kind,
     filter: Option<&str>,
     born: &std::os::fd::OwnedFd,
     mapped: std::os::fd::OwnedFd,
@@ -61,7 +74,7 @@ fn enter(
     process::hear(mapped)?.context("no ids")?;
     process::become_root()?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    if masked {
+    if kind != Kind::Unmasked {
         // As a container's runtime does; with this the kernel allows no fresh /proc below.
         rustix::mount::mount_bind("/dev/null", "/proc/timer_list")?;
     }
@@ -70,6 +83,11 @@ fn enter(
         if !(CapabilitySet::SETUID | CapabilitySet::SETGID).contains(one) {
             rustix::thread::remove_capability_from_bounding_set(one)?;
         }
+    }
+    match kind {
+        Kind::Unmasked => {}
+        Kind::Masked => seccomp::install(&seccomp::program(&NEEDED)?)?,
+        Kind::Forbidden => seccomp::install(&seccomp::program(&[])?)?,
     }
     let mut words = vec!["sandbox".to_owned(), IN_POD.to_owned()];
     words.extend(place.to_str().map(str::to_owned));
