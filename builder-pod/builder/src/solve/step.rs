@@ -157,10 +157,14 @@ impl<'a> Steps<'a> {
         match &op.action {
             Action::Run { argv, env, cwd, user, network } => {
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
+                let mut env = env.clone();
+                if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
+                    env.push(format!("HOME={}", user.home));
+                }
                 let command = Command {
                     view: view.clone(),
                     argv: argv.clone(),
-                    env: env.clone(),
+                    env,
                     cwd: cwd.clone(),
                     user,
                     network: *network,
@@ -176,7 +180,10 @@ impl<'a> Steps<'a> {
             }
             Action::Copy { from, what, dest, chown, mode, unpack } => {
                 let owner = match chown {
-                    Some(chown) => Some(self.shared.engine.owner(&view.lowers, chown).map_err(engine)?),
+                    Some(chown) => {
+                        check_owner(&view.lowers, chown)?;
+                        Some(self.shared.engine.owner(&view.lowers, chown).map_err(engine)?)
+                    }
                     None => None,
                 };
                 let to = Destination {
@@ -279,6 +286,16 @@ impl CommandFault {
             }
         }
     }
+}
+
+/// A name can only be looked up where there are files; BuildKit fails on an empty image as well.
+fn check_owner(lowers: &[String], chown: &str) -> Result<(), Halt> {
+    if !lowers.is_empty() || chown.bytes().all(|b| b.is_ascii_digit() || b == b':') {
+        return Ok(());
+    }
+    let message =
+        format!("--chown={chown}: an empty image has no /etc/passwd to look names up in; write numbers");
+    Err(Failure::new(FailureClass::User, reason::NOT_FOUND, message).into())
 }
 
 /// Hands a command's output to the log and keeps its end.

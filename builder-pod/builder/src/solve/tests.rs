@@ -191,6 +191,13 @@ fn a_missing_source_is_named_not_the_stream_that_it_cut() {
 }
 
 #[test]
+fn a_name_has_no_owner_in_an_empty_image() {
+    let failure = Rig::default().build("FROM scratch\nCOPY --chown=app a b\n").unwrap_err();
+    assert_eq!((failure.reason.as_str(), failure.line), (reason::NOT_FOUND, Some(2)));
+    Rig::default().build("FROM scratch\nCOPY --chown=1:2 a b\nCOPY --chown=app a b\n").unwrap();
+}
+
+#[test]
 fn a_base_that_is_not_what_its_config_says_is_refused() {
     let mut rig = Rig::default();
     rig.courier.wrong = true;
