@@ -35,7 +35,10 @@ async fn status_tells_every_step_and_the_image_is_whole() -> Result<()> {
     // Layers: those of the stage `base` (the final image stands on it) and of the final stage.
     for number in [2, 5, 6, 8] {
         let step = &steps[number - 1];
-        ensure!(step["layer"]["digest"].as_str().is_some_and(|d| d.starts_with("sha256:")), "layer of {step}");
+        ensure!(
+            step["layer"]["digest"].as_str().is_some_and(|d| d.starts_with("sha256:")),
+            "layer of {step}"
+        );
         ensure!(step["layer"]["size"].as_u64().is_some_and(|s| s > 0), "layer size of {step}");
     }
     for (kind, wanted) in

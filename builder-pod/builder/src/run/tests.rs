@@ -21,6 +21,7 @@ fn request(files: &[(&str, &str)]) -> BuildRequest {
         source: Source::Files(files.iter().map(file).collect()),
         context_dir: ".".into(),
         dockerfile: "Dockerfile".into(),
+        dockerfile_text: None,
         target: None,
         args: BTreeMap::new(),
         labels: BTreeMap::new(),

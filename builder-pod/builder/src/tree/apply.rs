@@ -146,7 +146,7 @@ impl<'a> Applier<'a> {
         }
         match directory {
             Some(meta) => {
-                self.levels.push(Level { dir, path, inner: Vec::new(), dress: None, time: Some(meta.mtime) })
+                self.levels.push(Level { dir, path, inner: Vec::new(), dress: None, time: Some(meta.mtime) });
             }
             None => {
                 if entry.is_empty() {

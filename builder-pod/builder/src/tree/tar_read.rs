@@ -312,8 +312,11 @@ fn sparse() -> TreeError {
     TreeError::image("sparse tar entries are not supported; make the archive without `--sparse`")
 }
 
+/// Keys and values of a PAX header, as bytes.
+type PaxRecords = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// PAX records: `LENGTH KEY=VALUE\n`, the length counting itself (POSIX pax).
-fn parse_pax(mut data: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TreeError> {
+fn parse_pax(mut data: &[u8]) -> Result<PaxRecords, TreeError> {
     let wrong = || bad("a PAX record is malformed");
     let mut records = Vec::new();
     while !data.is_empty() {

@@ -54,7 +54,7 @@ pub fn user(root: BorrowedFd<'_>, user: &str) -> Result<User, TreeError> {
             )?,
         };
     } else if let Some(entry) = entry {
-        let member = |group: &&Group| group.members.iter().any(|member| *member == entry.name);
+        let member = |group: &&Group| group.members.contains(&entry.name);
         groups.extend(self::groups(root)?.iter().filter(member).map(|group| group.gid));
     }
     for id in std::iter::once(uid).chain([gid]).chain(groups.iter().copied()) {

@@ -141,12 +141,16 @@ impl Courier {
                 bail!("{} was not put before the commit", layer.digest);
             }
         }
-        let config = json!({"mediaType": CONFIG, "size": config.len(), "digest": self.store(config.as_bytes())?});
+        let config =
+            json!({"mediaType": CONFIG, "size": config.len(), "digest": self.store(config.as_bytes())?});
         let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
         let bytes = manifest.to_string();
         let digest = self.store(bytes.as_bytes())?;
         let named = json!({"mediaType": MANIFEST, "digest": digest, "size": bytes.len()});
-        fs::write(self.out.join("index.json"), json!({"schemaVersion": 2, "manifests": [named]}).to_string())?;
+        fs::write(
+            self.out.join("index.json"),
+            json!({"schemaVersion": 2, "manifests": [named]}).to_string(),
+        )?;
         fs::write(self.out.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
         Ok(Reply::Committed { digest, references: vec!["registry.example/app:1".into()] })
     }
@@ -166,7 +170,12 @@ fn receive(mut stream: &UnixStream) -> Result<(Call, Option<OwnedFd>)> {
     let mut head = [0u8; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let got = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut head)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let got = rustix::net::recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut head)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     ensure!(got.bytes == 4, "half a length");
     let fd = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),

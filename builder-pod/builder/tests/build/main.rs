@@ -76,11 +76,15 @@ fn run(dir: &Path, files: &[(&str, &str)], args: &[(&str, &str)]) -> Result<Ende
         source: Source::Files(files.iter().map(file).collect()),
         context_dir: ".".into(),
         dockerfile: "Dockerfile".into(),
+        dockerfile_text: None,
         target: None,
         args: args.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         labels: BTreeMap::new(),
         platform: "linux/amd64".into(),
-        output: request::Output::Registry { references: vec!["registry.example/app:1".into()], permit: false },
+        output: request::Output::Registry {
+            references: vec!["registry.example/app:1".into()],
+            permit: false,
+        },
         isolation: Isolation::HostRange,
         timeout_seconds: 300,
         registries: Registries::default(),
@@ -132,7 +136,10 @@ fn entries(dir: &Path, layer: &Value) -> Result<Vec<(String, u64, String)>> {
 fn layers_hold_what_the_steps_did(dir: &Path) -> Result<()> {
     let ended = run(
         dir,
-        &[("Dockerfile", "FROM base\nRUN test ! -e /etc/old && echo one > /one && rm /etc/group\nUSER app\nWORKDIR /srv/app\nRUN echo $HOME > /tmp/two\nCMD [\"/bin/sh\"]\n")],
+        &[(
+            "Dockerfile",
+            "FROM base\nRUN test ! -e /etc/old && echo one > /one && rm /etc/group\nUSER app\nWORKDIR /srv/app\nRUN echo $HOME > /tmp/two\nCMD [\"/bin/sh\"]\n",
+        )],
         &[],
     )?;
     let committed = ended.result.map_err(|f| anyhow::anyhow!("{f:?}\n{}", ended.log))?;
@@ -154,7 +161,9 @@ fn layers_hold_what_the_steps_did(dir: &Path) -> Result<()> {
     let with_layer: Vec<_> = ended.state.steps.iter().map(|s| s.layer_digest.is_some()).collect();
     ensure!(with_layer == [false, true, false, true, true, false], "{with_layer:?}");
     let log: Vec<&str> = ended.log.lines().collect();
-    ensure!(log[0] == "Step 1/6 : FROM base" && log.last() == Some(&"Successfully tagged registry.example/app:1"));
+    ensure!(
+        log[0] == "Step 1/6 : FROM base" && log.last() == Some(&"Successfully tagged registry.example/app:1")
+    );
     ensure!(log.iter().filter(|l| l.starts_with(" ---> Running in ")).count() == 2, "{}", ended.log);
     ensure!(fs::read_dir(dir.join("work/spool"))?.count() == 0, "the spool is empty");
     Ok(())
@@ -178,7 +187,10 @@ fn files_come_from_context_and_stages(dir: &Path) -> Result<()> {
     let ended = run(
         dir,
         &[
-            ("Dockerfile", "FROM base AS make\nRUN mkdir /out && echo made > /out/made && echo $A > /out/arg\nFROM scratch\nCOPY . /ctx/\nCOPY --from=make --chown=7:8 /out /out/\n"),
+            (
+                "Dockerfile",
+                "FROM base AS make\nRUN mkdir /out && echo made > /out/made && echo $A > /out/arg\nFROM scratch\nCOPY . /ctx/\nCOPY --from=make --chown=7:8 /out /out/\n",
+            ),
             (".dockerignore", "*.log\n"),
             ("a.txt", "a"),
             ("b.log", "b"),

@@ -242,7 +242,7 @@ fn hardlinks_reach_into_layers_below_and_never_through_what_was_removed() {
         match (result, error) {
             (Ok(()), None) => {}
             (Err(found @ TreeError::Image { .. }), Some(part)) => {
-                assert!(found.to_string().contains(part), "{found}")
+                assert!(found.to_string().contains(part), "{found}");
             }
             other => panic!("{other:?}"),
         }
