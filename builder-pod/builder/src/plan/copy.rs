@@ -14,6 +14,8 @@ pub(super) struct Written<'a> {
     pub files: &'a Transfer,
     pub chown: Option<&'a String>,
     pub chmod: Option<&'a String>,
+    /// `--exclude`; never expanded.
+    pub excludes: &'a [String],
     /// Unpack archives.
     pub unpack: bool,
 }
@@ -53,7 +55,7 @@ pub(super) fn evaluate(
     text.push_str(" # buildkit");
     let action = Action::Copy {
         from,
-        what: Selection { sources, excludes: Vec::new(), parents: false },
+        what: Selection { sources, excludes: written.excludes.to_vec(), parents: false },
         dest: join(workdir, &dest),
         chown,
         mode,

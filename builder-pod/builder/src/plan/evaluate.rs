@@ -159,6 +159,7 @@ impl Evaluation<'_> {
                     files: &written.files,
                     chown: written.chown.as_ref(),
                     chmod: written.chmod.as_ref(),
+                    excludes: &written.exclude,
                     unpack: false,
                 };
                 let (action, text) = copy::evaluate(&written, from, &state.workdir(), words)?;
@@ -170,6 +171,7 @@ impl Evaluation<'_> {
                     files: &written.files,
                     chown: written.chown.as_ref(),
                     chmod: written.chmod.as_ref(),
+                    excludes: &written.exclude,
                     unpack: written.unpack.unwrap_or(true),
                 };
                 let (action, text) = copy::evaluate(&written, CopyFrom::Context, &state.workdir(), words)?;

@@ -60,18 +60,12 @@ fn copy_gap(copy: &Copy) -> Option<String> {
     if copy.parents {
         return Some("COPY --parents".into());
     }
-    if !copy.exclude.is_empty() {
-        return Some("COPY --exclude".into());
-    }
     (!copy.files.heredocs.is_empty()).then(|| "a here-document (COPY <<EOF)".into())
 }
 
 fn add_gap(add: &Add) -> Option<String> {
     if add.link {
         return Some("ADD --link".into());
-    }
-    if !add.exclude.is_empty() {
-        return Some("ADD --exclude".into());
     }
     if add.keep_git_dir.is_some() {
         return Some("ADD --keep-git-dir".into());

@@ -306,7 +306,6 @@ fn what_is_not_implemented_is_refused_by_name_with_its_line() {
         ("COPY <<EOF /x\ntrue\nEOF", "here-document"),
         ("COPY --link a b", "COPY --link"),
         ("COPY --parents a b", "COPY --parents"),
-        ("COPY --exclude=x a b", "COPY --exclude"),
         ("COPY --chmod=u+x a b", "--chmod=u+x"),
         ("ADD https://x/y /z", "https://x/y"),
         ("ADD git@h:r.git /z", "git@h:r.git"),

@@ -193,6 +193,17 @@ fn files_and_arguments_that_are_missing_are_named() {
 }
 
 #[test]
+fn a_build_that_takes_too_long_is_stopped() {
+    let mut slow = request(&[("Dockerfile", "FROM scratch\nRUN [\"x\"]\n")]);
+    slow.timeout_seconds = 1;
+    let engine = FakeEngine { endless: true, ..FakeEngine::default() };
+    let ended = run_with(&slow, Ok(engine), FakeCourier::default());
+    let failure = ended.result.unwrap_err();
+    assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::Timeout, reason::TIMED_OUT));
+    assert_eq!(ended.courier.notes.of(&["fail"]), ["fail TimedOut"]);
+}
+
+#[test]
 fn no_courier_is_a_failure_that_the_log_shows() {
     let dir = tempfile::tempdir().unwrap();
     let stop = Stop::default();

@@ -26,7 +26,7 @@ pub enum Entry<'a> {
     },
     /// The step is done.
     Done {
-        /// 12 hex digits that name its result: a base's digest, or a sum over everything that went into it.
+        /// 12 hex digits that name its result: a base's digest, or a sum over that and the instructions since.
         id: &'a str,
     },
     /// Something that is worth knowing, without harm.

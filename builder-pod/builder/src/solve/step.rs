@@ -42,7 +42,7 @@ pub(super) struct Steps<'a> {
 struct Left {
     /// Trees from the bottom up.
     trees: Vec<String>,
-    /// Names the stage's content: a sum over everything that went into it.
+    /// Names the stage's state: a sum over its base and its instructions so far.
     id: String,
 }
 
