@@ -52,6 +52,7 @@ capabilities:
 builderImage: {{ include "kiln.image" (dict "root" . "image" .Values.builder.image) | quote }}
 imagePullPolicy: {{ .Values.builder.image.pullPolicy }}
 isolation: {{ .Values.builder.isolation }}
+allowedIsolations: {{ toJson .Values.builder.allowedIsolations }}
 {{- with .Values.builder.seccomp.profile }}
 seccompProfile: {{ . | quote }}
 {{- end }}

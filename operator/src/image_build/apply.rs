@@ -1,0 +1,291 @@
+//! Carries out what was decided: pods, requests, permits, orders to stop. Every call may be made twice and by two
+//! operators: names are deterministic, and what is there already is taken over only by owner UID.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
+use kiln_contract::control::{PERMIT_ANNOTATION, STOP_ANNOTATION};
+use kiln_contract::{Failure, FailureClass, reason};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use serde_json::{Value, json};
+
+use crate::metrics::Write;
+
+use super::context::Context;
+use super::decide::{Action, CreationFaultKind};
+use super::error::{ReconcileError, timed};
+use super::observe::PodView;
+use super::pod::{Blueprint, MAX_SECRETS, deviation};
+
+/// Name under which the operator's fields are kept apart from other managers'.
+pub const FIELD_MANAGER: &str = "kiln-operator";
+
+/// Makes request and pod of an attempt, or finds them made. `None` when the pod is there.
+///
+/// # Errors
+/// The API server did not answer as expected; it is tried again.
+pub async fn create(
+    ctx: &Context,
+    mut blueprint: Blueprint<'_>,
+) -> Result<Option<CreationFaultKind>, ReconcileError> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
+    let account = &blueprint.build.service_account;
+    let Some(found) = timed("get serviceaccount", accounts.get_opt(account)).await? else {
+        return Ok(Some(CreationFaultKind::Missing(Failure::new(
+            FailureClass::Source,
+            reason::SOURCE_NOT_FOUND,
+            format!(
+                "ServiceAccount {account} (spec.serviceAccountName) is not in namespace {}; create it",
+                blueprint.namespace
+            ),
+        ))));
+    };
+    let secrets: Vec<String> =
+        found.image_pull_secrets.into_iter().flatten().map(|s| s.name).filter(|n| !n.is_empty()).collect();
+    if secrets.len() > MAX_SECRETS {
+        return Ok(Some(CreationFaultKind::Terminal(Failure::new(
+            FailureClass::Source,
+            reason::SOURCE_INVALID,
+            format!(
+                "ServiceAccount {account} lists {} imagePullSecrets, expected at most {MAX_SECRETS}",
+                secrets.len()
+            ),
+        ))));
+    }
+    blueprint.secrets = &secrets;
+
+    let requests: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
+    let made = timed("create configmap", requests.create(&PostParams::default(), &blueprint.request())).await;
+    ctx.metrics.wrote(Write::ConfigMap);
+    match made {
+        Ok(_) => {}
+        Err(error) => match Refusal::of(&error) {
+            Some(Refusal::Exists) => {
+                let there = timed("get configmap", requests.get_opt(blueprint.name)).await?;
+                let owner = there.and_then(|c| c.metadata.owner_references).into_iter().flatten().next();
+                if owner.is_none_or(|o| o.uid != blueprint.owner.uid) {
+                    return Ok(Some(CreationFaultKind::Terminal(foreign("ConfigMap", &blueprint))));
+                }
+            }
+            Some(refusal) => return refusal.into_fault("ConfigMap").map(Some).ok_or(error),
+            None => return Err(error),
+        },
+    }
+
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
+    let asked = blueprint.pod();
+    let made = timed("create pod", pods.create(&PostParams::default(), &asked)).await;
+    ctx.metrics.wrote(Write::Pod);
+    let made = match made {
+        Ok(pod) => pod,
+        Err(error) => match Refusal::of(&error) {
+            Some(Refusal::Exists) => {
+                let Some(pod) = timed("get pod", pods.get_opt(blueprint.name)).await? else {
+                    return Err(ReconcileError::Conflict);
+                };
+                if PodView::of(&pod).owner.as_deref() != Some(blueprint.owner.uid.as_str()) {
+                    return Ok(Some(CreationFaultKind::Terminal(foreign("pod", &blueprint))));
+                }
+                pod
+            }
+            Some(refusal) => return refusal.into_fault("pod").map(Some).ok_or(error),
+            None => return Err(error),
+        },
+    };
+    let view = PodView::of(&made);
+    if let Some(difference) = deviation(&asked, &made) {
+        let message = format!(
+            "pod {} was changed on its way into the cluster: {difference}; exempt pods labelled {}={} from the admission webhook that does this",
+            view.name,
+            super::names::COMPONENT.0,
+            super::names::COMPONENT.1
+        );
+        delete(ctx, &view).await?;
+        let failure = Failure::new(FailureClass::Policy, reason::POD_MODIFIED, message);
+        return Ok(Some(CreationFaultKind::Terminal(failure)));
+    }
+    tracing::info!(namespace = view.namespace, pod = view.name, "made builder pod");
+    ctx.pods.answered(view);
+    Ok(None)
+}
+
+fn foreign(kind: &str, blueprint: &Blueprint<'_>) -> Failure {
+    Failure::new(
+        FailureClass::Infrastructure,
+        reason::POD_NAME_CONFLICT,
+        format!(
+            "a {kind} named {} is in namespace {} and does not belong to this ImageBuild; delete it and ask for a rebuild",
+            blueprint.name, blueprint.namespace
+        ),
+    )
+}
+
+/// Why the API server did not make an object, where that is an answer and no fault of its own.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// One of that name is there.
+    Exists,
+    /// Quota is used up.
+    Quota(String),
+    /// It will not be made, whatever the number of tries.
+    Final(String),
+}
+
+impl Refusal {
+    fn of(error: &ReconcileError) -> Option<Self> {
+        let status = error.status()?;
+        let words = status.message.clone();
+        match (status.code, status.reason.as_str()) {
+            (409, "AlreadyExists") => Some(Self::Exists),
+            (403, _) if words.contains("exceeded quota") => Some(Self::Quota(words)),
+            // Our own rights are missing, or the namespace is on its way out: neither is about this build.
+            (403, _) if words.contains("cannot create resource") || words.contains("is being terminated") => {
+                None
+            }
+            (400 | 403 | 422, _) => Some(Self::Final(words)),
+            _ => None,
+        }
+    }
+
+    fn into_fault(self, kind: &str) -> Option<CreationFaultKind> {
+        match self {
+            Self::Exists => None,
+            Self::Quota(words) => Some(CreationFaultKind::Quota(words)),
+            Self::Final(words) => {
+                let hint = if words.contains("PodSecurity") {
+                    "; builder pods need a namespace whose pod-security.kubernetes.io/enforce level is baseline or privileged"
+                } else {
+                    ""
+                };
+                let message = format!("the cluster refused the builder's {kind}: {words}{hint}");
+                Some(CreationFaultKind::Terminal(Failure::new(
+                    FailureClass::Policy,
+                    reason::POD_REFUSED,
+                    message,
+                )))
+            }
+        }
+    }
+}
+
+/// Carries out an action on a pod that is there.
+///
+/// # Errors
+/// The API server did not answer as expected; it is tried again.
+pub async fn act(
+    ctx: &Context,
+    namespace: &str,
+    pods: &[&PodView],
+    action: &Action,
+) -> Result<(), ReconcileError> {
+    let (name, body, what) = match action {
+        Action::CreatePod { .. } => return Ok(()),
+        Action::DeletePod { pod } => return delete(ctx, pod).await,
+        Action::Permit { pod, permit } => (pod, annotation(PERMIT_ANNOTATION, permit), "permit"),
+        Action::Stop { pod, stop } => (pod, annotation(STOP_ANNOTATION, stop), "stop"),
+        Action::Kill { pod } => (pod, json!({"spec": {"activeDeadlineSeconds": 1}}), "kill"),
+    };
+    let Some(pod) = pods.iter().find(|p| p.name == *name) else { return Ok(()) };
+    let mut body = body;
+    // Another pod of this name is none of ours.
+    body["metadata"]["uid"] = json!(pod.uid);
+    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let patched = timed("patch pod", api.patch(name, &params, &Patch::Merge(&body))).await;
+    ctx.metrics.wrote(Write::Annotation);
+    match patched {
+        Ok(changed) => {
+            tracing::info!(namespace, pod = name, what, "told builder pod");
+            ctx.pods.answered(PodView::of(&changed));
+            Ok(())
+        }
+        Err(error) if is_gone(&error) => {
+            ctx.pods.not_found(pod);
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn annotation(key: &str, value: &impl serde::Serialize) -> Value {
+    json!({"metadata": {"annotations": {key: json!(value).to_string()}}})
+}
+
+/// Whether the object is not there, or another one of its name is.
+fn is_gone(error: &ReconcileError) -> bool {
+    error.status().is_some_and(|s| matches!(s.code, 404 | 409))
+}
+
+/// Deletes a pod and its request.
+async fn delete(ctx: &Context, pod: &PodView) -> Result<(), ReconcileError> {
+    let exactly = |uid: &str| DeleteParams {
+        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        ..DeleteParams::background()
+    };
+    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &pod.namespace);
+    match timed("delete pod", api.delete(&pod.name, &exactly(&pod.uid))).await {
+        Ok(_) => {}
+        Err(error) if is_gone(&error) => ctx.pods.not_found(pod),
+        Err(error) => return Err(error),
+    }
+    ctx.metrics.wrote(Write::Pod);
+    let requests: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &pod.namespace);
+    let Some(request) = timed("get configmap", requests.get_metadata_opt(&pod.name)).await? else {
+        return Ok(());
+    };
+    let owners = request.metadata.owner_references.unwrap_or_default();
+    if let Some(uid) =
+        request.metadata.uid.filter(|_| owners.iter().any(|o| Some(&o.uid) == pod.owner.as_ref()))
+    {
+        match timed("delete configmap", requests.delete(&pod.name, &exactly(&uid))).await {
+            Err(error) if !is_gone(&error) => return Err(error),
+            _ => ctx.metrics.wrote(Write::ConfigMap),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(code: u16, word: &str, message: &str) -> Option<Refusal> {
+        let status = kube::core::Status {
+            code,
+            reason: word.to_owned(),
+            message: message.to_owned(),
+            ..kube::core::Status::default()
+        };
+        let source = Box::new(kube::Error::Api(Box::new(status)));
+        Refusal::of(&ReconcileError::Api { call: "create pod", source })
+    }
+
+    #[test]
+    fn answers_of_the_api_server_are_told_from_its_faults() {
+        assert_eq!(refusal(409, "AlreadyExists", ""), Some(Refusal::Exists));
+        assert!(matches!(
+            refusal(403, "Forbidden", "pods \"a\" is forbidden: exceeded quota: q"),
+            Some(Refusal::Quota(_))
+        ));
+        assert!(matches!(
+            refusal(403, "Forbidden", "violates PodSecurity \"restricted:latest\""),
+            Some(Refusal::Final(_))
+        ));
+        assert!(matches!(refusal(422, "Invalid", "spec.x: no"), Some(Refusal::Final(_))));
+        for (code, word, message) in [
+            (403, "Forbidden", "User \"a\" cannot create resource \"pods\" in API group \"\""),
+            (403, "Forbidden", "unable to create new content in namespace a because it is being terminated"),
+            (409, "Conflict", ""),
+            (404, "NotFound", "namespaces \"a\" not found"),
+            (500, "InternalError", "failed calling webhook"),
+            (429, "TooManyRequests", ""),
+        ] {
+            assert_eq!(refusal(code, word, message), None, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_by_pod_security_says_which_level_is_needed() {
+        let fault = Refusal::Final("violates PodSecurity \"restricted\"".into()).into_fault("pod");
+        let Some(CreationFaultKind::Terminal(failure)) = fault else { panic!("{fault:?}") };
+        assert!(failure.message.contains("baseline"), "{failure}");
+    }
+}

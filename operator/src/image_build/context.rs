@@ -1,0 +1,215 @@
+//! What reconciles share: the API, what is known of pods and journals, the queue, and what this process remembers of each
+//! object until the watch shows it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kiln_api::{ImageBuild, ImageBuildStatus};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::journals::{Journals, Wake};
+use crate::lease::Leadership;
+use crate::metrics::Metrics;
+use crate::pods::{Pods, Scope};
+use crate::queue::Queue;
+
+use super::decide::{CreationFault, Slot};
+use super::events::Publisher;
+
+/// What reconciles share.
+pub struct Context {
+    /// The API.
+    pub client: kube::Client,
+    /// The cluster's settings.
+    pub config: Config,
+    /// Whether this process still leads.
+    pub leadership: Leadership,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Writes Events.
+    pub events: Publisher,
+    /// The builder pods.
+    pub pods: Pods,
+    /// The journals of what runs.
+    pub journals: Journals,
+    queue: Mutex<Queue>,
+    memory: Mutex<HashMap<String, Memory>>,
+    wake: mpsc::UnboundedSender<Wake>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("pods", &self.pods)
+            .field("journals", &self.journals)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is remembered of an object, by UID.
+#[derive(Debug, Default)]
+struct Memory {
+    namespace: String,
+    name: String,
+    /// The status that was written last, and the resourceVersion that it made.
+    written: Option<(u64, ImageBuildStatus)>,
+    /// How the last try to make an attempt's pod failed; the attempt.
+    creation: Option<(String, CreationFault)>,
+    /// The ConfigMap that it builds from.
+    source: Option<String>,
+    /// Reconciles that failed in a row.
+    failures: u32,
+}
+
+impl Context {
+    /// A context that knows nothing yet. `wake` makes the controller look at an object.
+    pub fn new(
+        client: kube::Client,
+        config: Config,
+        leadership: Leadership,
+        metrics: Arc<Metrics>,
+        events: Publisher,
+        wake: mpsc::UnboundedSender<Wake>,
+    ) -> Self {
+        let queue = Mutex::new(Queue::new(config.max_concurrent_builds));
+        let journals = Journals::new(client.clone(), wake.clone());
+        Self {
+            client,
+            config,
+            leadership,
+            metrics,
+            events,
+            pods: Pods::default(),
+            journals,
+            queue,
+            memory: Mutex::default(),
+            wake,
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, uid: &str, use_it: impl FnOnce(&mut Memory) -> T) -> T {
+        use_it(self.memory().entry(uid.to_owned()).or_default())
+    }
+
+    /// Has the controller look at an object.
+    pub fn wake(&self, wake: Wake) {
+        // It is gone only when the process ends.
+        let _ = self.wake.send(wake);
+    }
+
+    /// Takes note of an object that a list shows. One that runs already has its place in the queue.
+    pub fn meet(&self, build: &ImageBuild) {
+        self.note(build);
+        let (Some(uid), Some(namespace)) = (&build.metadata.uid, &build.metadata.namespace) else { return };
+        if build.status.as_ref().is_some_and(runs) {
+            self.queue().adopt(uid, namespace);
+        }
+    }
+
+    /// Takes note of an object that the watch shows.
+    pub fn note(&self, build: &ImageBuild) {
+        let (Some(uid), Some(namespace)) = (&build.metadata.uid, &build.metadata.namespace) else { return };
+        self.with(uid, |memory| {
+            memory.namespace.clone_from(namespace);
+            memory.name = build.metadata.name.clone().unwrap_or_default();
+            memory.source = build.spec.source.config_map.as_ref().map(|c| c.name.clone());
+        });
+    }
+
+    /// Forgets an object that is gone, and gives its place to the next.
+    pub fn forget(&self, uid: &str) {
+        self.memory().remove(uid);
+        self.journals.forget(uid);
+        self.release(uid);
+    }
+
+    /// Forgets all objects of the scope but these.
+    pub fn retain(&self, scope: &Scope, uids: &BTreeSet<String>) {
+        let gone: Vec<String> = {
+            let memory = self.memory();
+            let in_scope = |m: &Memory| scope.as_ref().is_none_or(|s| *s == m.namespace);
+            memory
+                .iter()
+                .filter(|(uid, m)| in_scope(m) && !uids.contains(*uid))
+                .map(|(uid, _)| uid.clone())
+                .collect()
+        };
+        gone.iter().for_each(|uid| self.forget(uid));
+    }
+
+    /// The objects that build from a ConfigMap.
+    pub fn built_from(&self, namespace: &str, config_map: &str) -> Vec<Wake> {
+        let memory = self.memory();
+        let those =
+            memory.values().filter(|m| m.namespace == namespace && m.source.as_deref() == Some(config_map));
+        those.map(|m| (m.namespace.clone(), m.name.clone())).collect()
+    }
+
+    /// The object's status as last written, where the watch has not shown that yet.
+    pub fn written(&self, uid: &str, resource_version: &str) -> Option<(u64, ImageBuildStatus)> {
+        let shown: u64 = resource_version.parse().ok()?;
+        self.with(uid, |memory| {
+            if memory.written.as_ref().is_some_and(|(version, _)| *version <= shown) {
+                memory.written = None;
+            }
+            memory.written.clone()
+        })
+    }
+
+    /// Remembers a status that was written.
+    pub fn wrote(&self, uid: &str, resource_version: Option<&str>, status: &ImageBuildStatus) {
+        let version = resource_version.and_then(|v| v.parse().ok());
+        self.with(uid, |memory| memory.written = version.map(|v| (v, status.clone())));
+    }
+
+    /// How the last try to make that attempt's pod failed.
+    pub fn creation(&self, uid: &str, attempt: &str) -> Option<CreationFault> {
+        self.with(uid, |memory| memory.creation.clone())
+            .filter(|(of, _)| of == attempt)
+            .map(|(_, fault)| fault)
+    }
+
+    /// Remembers how it went.
+    pub fn tried(&self, uid: &str, attempt: &str, fault: Option<CreationFault>) {
+        self.with(uid, |memory| memory.creation = fault.map(|f| (attempt.to_owned(), f)));
+    }
+
+    /// Counts a reconcile that failed (how many have in a row) or went well.
+    pub fn count(&self, uid: &str, failed: bool) -> u32 {
+        self.with(uid, |memory| {
+            memory.failures = if failed { memory.failures.saturating_add(1) } else { 0 };
+            memory.failures
+        })
+    }
+
+    /// Asks for a place among the builds that run.
+    pub fn ask(&self, uid: &str, namespace: &str, name: &str) -> Slot {
+        let mut queue = self.queue();
+        let slot = queue.ask(uid, namespace, name);
+        self.metrics.set_queue_depth(queue.waiting());
+        slot
+    }
+
+    /// Gives a place back; whoever gets it is woken.
+    pub fn release(&self, uid: &str) {
+        let mut queue = self.queue();
+        let woken = queue.release(uid);
+        self.metrics.set_queue_depth(queue.waiting());
+        drop(queue);
+        woken.into_iter().for_each(|wake| self.wake(wake));
+    }
+}
+
+/// Whether an attempt is under way.
+pub fn runs(status: &ImageBuildStatus) -> bool {
+    status.completion_time.is_none() && status.attempts.last().is_some_and(|a| a.finished_at.is_none())
+}

@@ -1,0 +1,486 @@
+//! Tables for the decision: every row of the status contract, and every way a run can go.
+
+use kiln_api::v1alpha1::{FailureClass as Class, RunResult, StepState};
+use kiln_contract::control::{Permit, Stop};
+use kiln_contract::journal::{BuildState, Event, Line, PlannedStep};
+use kiln_contract::report::Outcome;
+use kiln_contract::{Failure, FailureClass, reason};
+
+use super::decide::{Action, CreationFault, CreationFaultKind, Slot};
+use super::testing::{World, at, desired, kinds, pushed};
+use super::validate::Buildable;
+
+fn failed(class: FailureClass, why: &str) -> Outcome {
+    Outcome::Failed(Failure::new(class, why, "m"))
+}
+
+fn journal(world: &World, events: Vec<Event>) -> BuildState {
+    let mut state = BuildState::default();
+    let started = Event::CourierStarted { attempt: world.attempt_id() };
+    for (seq, event) in (1..).zip([started].into_iter().chain(events)) {
+        state.apply(&Line { v: 1, seq, at: "2026-01-01T00:00:00Z".into(), event });
+    }
+    state
+}
+
+fn plan() -> Event {
+    let step = |line| PlannedStep { stage: "0".into(), line, instruction: format!("RUN {line}") };
+    Event::Planned { steps: vec![step(1), step(2)] }
+}
+
+#[test]
+fn a_build_from_apply_to_ready() {
+    let mut w = World::new();
+    let first = w.decide();
+    assert_eq!(first.actions, [Action::CreatePod { attempt: 1 }]);
+    assert_eq!((w.ready().as_str(), w.kstatus(), w.status.run), ("Unknown Starting", "InProgress", Some(1)));
+    assert!(w.status.completion_time.is_none() && w.status.start_time.is_some());
+    w.run_pod();
+    assert_eq!(w.status.pod_ref.as_ref().and_then(|p| p.uid.as_deref()), Some("pod-u-1-1"));
+    w.journal = Some(journal(&w, vec![plan(), Event::StepStarted { step: 1 }]));
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!((w.ready().as_str(), w.status.progress.as_deref()), ("Unknown Building", Some("0/2")));
+    let done = |step| Event::StepDone { step, cached: false };
+    w.journal = Some(journal(
+        &w,
+        vec![plan(), done(1), done(2), Event::Pushing, Event::ReadyToTag { image: pushed() }],
+    ));
+    let decision = w.decide();
+    let permit = Permit { attempt: "u-1-1".into(), digest: "sha256:1".into(), expires: 1060 };
+    let pod = w.pod().name.clone();
+    assert_eq!(decision.actions, [Action::Permit { pod, permit: permit.clone() }]);
+    assert_eq!((w.ready().as_str(), w.status.progress.as_deref()), ("Unknown Tagging", Some("2/2")));
+    w.pod().permit = Some(permit);
+    assert!(kinds(&w.decide()).is_empty(), "one permit at a time");
+    w.now += 56;
+    assert_eq!(kinds(&w.decide()), ["permit"], "renewed before it expires unused");
+    w.report(Outcome::Succeeded(pushed()));
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("True ImagePushed", "Current"));
+    assert_eq!(w.status.image.as_ref().map(|i| i.digest.as_str()), Some("sha256:1"));
+    assert_eq!((w.status.duration.as_deref(), w.status.history.len()), (Some("56s"), 1));
+    assert!(w.status.completion_time.is_some() && w.status.failure.is_none());
+}
+
+#[test]
+fn no_permit_before_the_pod_is_on_record() {
+    let mut w = World::new();
+    w.decide();
+    let pod = w.create_pod();
+    (pod.node, pod.courier.running, pod.build.running) = (Some("n".into()), true, true);
+    w.journal = Some(journal(&w, vec![plan(), Event::ReadyToTag { image: pushed() }]));
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!(kinds(&w.decide()), ["permit"]);
+}
+
+#[test]
+fn the_same_input_builds_once_and_another_one_again() {
+    let mut w = World::new();
+    w.run_pod();
+    w.report(Outcome::Succeeded(pushed()));
+    w.decide();
+    w.generation = 2; // a change that is no input
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!((w.status.run, w.kstatus()), (Some(1), "Current"));
+    for (input, run) in [("v1:b", 2), ("v1:a", 3)] {
+        w.desired = desired(input);
+        assert_eq!(kinds(&w.decide()), ["create"]);
+        assert_eq!((w.status.run, w.ready().as_str()), (Some(run), "Unknown Starting"));
+        assert!(w.status.completion_time.is_none());
+        w.run_pod();
+        w.report(Outcome::Succeeded(pushed()));
+        w.decide();
+    }
+    assert_eq!(w.pods.len(), 3, "each run has a pod of its own");
+}
+
+#[test]
+fn a_rebuild_is_handled_once() {
+    let mut w = World::new();
+    w.rebuild = Some("1".into());
+    w.run_pod();
+    assert_eq!(w.status.last_handled_rebuild.as_deref(), Some("1"));
+    w.report(Outcome::Succeeded(pushed()));
+    w.decide();
+    assert_eq!(w.status.run, Some(1));
+    w.rebuild = Some("2".into());
+    w.decide();
+    assert_eq!((w.status.run, w.status.last_handled_rebuild.as_deref()), (Some(2), Some("2")));
+    w.run_pod();
+    w.report(Outcome::Succeeded(pushed()));
+    w.rebuild = None;
+    w.decide();
+    assert_eq!(w.status.run, Some(2), "removing it does nothing");
+}
+
+#[test]
+fn a_failed_step_is_terminal_until_an_edit() {
+    let mut w = World::new();
+    w.run_pod();
+    let mut failure =
+        Failure::new(FailureClass::User, reason::STEP_FAILED, "code 3").at("Dockerfile", 2).in_step(2);
+    failure.exit_code = Some(3);
+    w.report(Outcome::Failed(failure));
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("False StepFailed", "Failed"));
+    let status = w.status.failure.clone().expect("a failure");
+    assert_eq!(
+        (status.line, status.step, status.exit_code, status.retryable),
+        (Some(2), Some(2), Some(3), false)
+    );
+    assert!(status.message.contains("kubectl -n ns logs app-"), "{}", status.message);
+    assert!(w.status.completion_time.is_some());
+    w.desired = desired("v1:b");
+    w.decide();
+    assert!(w.status.failure.is_none() && w.status.completion_time.is_none());
+}
+
+#[test]
+fn infrastructure_faults_are_tried_again_with_a_pause_and_an_end() {
+    let mut w = World::new();
+    for (number, pause) in [(1, 10), (2, 30), (3, 0)] {
+        w.run_pod();
+        assert_eq!(w.status.attempts.last().map(|a| a.number), Some(number));
+        w.pod().terminal = true;
+        w.pod().reason = Some(("Evicted".into(), "disk".into()));
+        w.decide();
+        if pause > 0 {
+            assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown Retrying", "InProgress"));
+            w.now += pause - 1;
+            assert!(kinds(&w.decide()).is_empty());
+            w.now += 1;
+        }
+    }
+    assert_eq!((w.ready().as_str(), w.status.attempts.len(), w.status.run), ("False Evicted", 3, Some(1)));
+    assert!(w.status.failure.as_ref().is_some_and(|f| f.class == Class::Evicted && f.retryable));
+    let names: std::collections::BTreeSet<_> = w.status.attempts.iter().map(|a| &a.pod_name).collect();
+    assert_eq!(names.len(), 3);
+}
+
+#[test]
+fn a_deleted_pod_is_made_again_and_waits_out_a_permit() {
+    let mut w = World::new();
+    w.run_pod();
+    w.journal = Some(journal(&w, vec![plan(), Event::ReadyToTag { image: pushed() }]));
+    w.pods.clear();
+    w.decide();
+    assert_eq!(w.status.attempts[0].reason.as_deref(), Some(reason::POD_DELETED));
+    assert_eq!(w.status.attempts[0].class, Some(Class::Infrastructure));
+    w.now += 89;
+    assert!(kinds(&w.decide()).is_empty(), "the pod that nobody sees may hold a permit");
+    w.now += 1;
+    assert_eq!(w.decide().actions, [Action::CreatePod { attempt: 2 }]);
+}
+
+#[test]
+fn cancel_ends_one_run_and_no_other() {
+    let mut w = World::new();
+    w.cancel = Some(2);
+    w.run_pod();
+    assert_eq!(w.ready(), "Unknown Building");
+    w.cancel = Some(1);
+    let stop = Stop { attempt: "u-1-1".into(), reason: reason::CANCELLED.into() };
+    let pod = w.pod().name.clone();
+    assert_eq!(w.decide().actions, [Action::Stop { pod, stop: stop.clone() }]);
+    w.pod().stop = Some(stop);
+    w.now += 44;
+    assert!(kinds(&w.decide()).is_empty());
+    w.now += 1;
+    assert_eq!(kinds(&w.decide()), ["kill"]);
+    w.pod().active_deadline = Some(1);
+    assert!(kinds(&w.decide()).is_empty());
+    w.pod().terminal = true;
+    w.pod().reason = Some(("DeadlineExceeded".into(), String::new()));
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("False Cancelled", "Failed"));
+    assert!(w.status.failure.as_ref().is_some_and(|f| f.class == Class::Cancelled));
+    w.decide();
+    assert_eq!(w.status.run, Some(1), "it stays cancelled");
+    w.rebuild = Some("x".into());
+    w.decide();
+    assert_eq!((w.status.run, w.ready().as_str()), (Some(2), "Unknown Starting"));
+}
+
+#[test]
+fn a_cancel_between_push_and_permit_gives_none_and_one_that_comes_too_late_is_told() {
+    let mut w = World::new();
+    w.run_pod();
+    w.journal = Some(journal(&w, vec![plan(), Event::ReadyToTag { image: pushed() }]));
+    w.cancel = Some(1);
+    assert_eq!(kinds(&w.decide()), ["stop"]);
+    // The report says what is in the registry; that the order came too late changes nothing about it.
+    w.report(Outcome::Succeeded(pushed()));
+    w.decide();
+    assert_eq!(w.ready(), "True ImagePushed");
+}
+
+#[test]
+fn suspend_stops_and_resume_builds() {
+    let mut w = World::new();
+    w.run_pod();
+    w.desired.suspend = true;
+    assert_eq!(kinds(&w.decide()), ["stop"]);
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("False Suspended", "InProgress"));
+    w.report(failed(FailureClass::Cancelled, reason::SUSPENDED));
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("False Suspended", "InProgress"));
+    assert_eq!(w.status.history.last().map(|h| h.result), Some(RunResult::Suspended));
+    assert!(w.status.failure.is_none());
+    w.desired.suspend = false;
+    assert_eq!(kinds(&w.decide()), ["create"]);
+    assert_eq!(w.status.run, Some(2));
+    // What is finished stays as it is.
+    w.run_pod();
+    w.report(Outcome::Succeeded(pushed()));
+    w.decide();
+    w.desired.suspend = true;
+    w.generation += 1;
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("True ImagePushed", "Current"));
+    // An edit while suspended waits, and does not look built.
+    w.desired = desired("v1:b");
+    w.desired.suspend = true;
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!(w.ready(), "False Suspended");
+    // A new object that is suspended starts nothing.
+    let mut new = World::new();
+    new.desired.suspend = true;
+    assert!(kinds(&new.decide()).is_empty());
+    assert_eq!((new.status.run, new.ready().as_str()), (None, "False Suspended"));
+}
+
+#[test]
+fn an_edit_stops_what_runs_and_the_next_run_waits_for_its_pod() {
+    let mut w = World::new();
+    w.run_pod();
+    w.desired = desired("v1:b");
+    assert_eq!(kinds(&w.decide()), ["stop"]);
+    assert_eq!((w.status.run, w.ready().as_str()), (Some(1), "Unknown Stopping"));
+    w.report(failed(FailureClass::Cancelled, reason::SUPERSEDED));
+    assert_eq!(w.decide().actions, [Action::CreatePod { attempt: 1 }]);
+    assert_eq!(
+        (w.status.run, w.status.history.last().map(|h| h.result)),
+        (Some(2), Some(RunResult::Superseded))
+    );
+}
+
+#[test]
+fn a_pod_that_does_not_end_is_given_up_once_it_can_not_tag() {
+    let mut w = World::new();
+    w.run_pod();
+    w.pod().permit = Some(Permit { attempt: "u-1-1".into(), digest: "sha256:1".into(), expires: 1140 });
+    w.desired = desired("v1:b");
+    w.decide();
+    w.now += 151;
+    w.pod().active_deadline = Some(1);
+    w.decide();
+    assert_eq!(w.status.run, Some(1), "a permit is good until 1140, a clock may be 30 seconds off");
+    w.now = 1171;
+    w.decide();
+    assert_eq!((w.status.run, w.ready().as_str()), (Some(2), "Unknown Stopping"));
+    w.pod_gone();
+    assert_eq!(kinds(&w.decide()), ["create"]);
+}
+
+impl World {
+    /// The node is gone, and with it all pods of it.
+    fn pod_gone(&mut self) {
+        self.pods.clear();
+    }
+}
+
+#[test]
+fn an_invalid_dockerfile_ends_without_a_pod_and_one_that_is_right_builds() {
+    let mut w = World::new();
+    let failure = Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, "no").at("Dockerfile", 2);
+    w.desired.buildable = Buildable::No(failure);
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!(
+        (w.ready().as_str(), w.kstatus(), w.status.run),
+        ("False DockerfileInvalid", "Failed", Some(1))
+    );
+    assert!(w.status.completion_time.is_some() && w.status.attempts.is_empty());
+    assert_eq!(w.status.failure.as_ref().and_then(|f| f.line), Some(2));
+    w.desired = desired("v1:b");
+    assert_eq!(kinds(&w.decide()), ["create"]);
+}
+
+#[test]
+fn a_missing_source_is_waited_for_then_named_then_found() {
+    let mut w = World::new();
+    let missing =
+        Buildable::NotYet(Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, "ConfigMap x"));
+    w.desired = desired("v1:missing");
+    w.desired.buildable = missing.clone();
+    w.decide();
+    assert_eq!(
+        (w.ready().as_str(), w.kstatus(), w.status.run),
+        ("Unknown SourceNotFound", "InProgress", None)
+    );
+    w.now += 299;
+    w.decide();
+    assert_eq!(w.status.run, None);
+    w.now += 1;
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.kstatus(), w.status.run), ("False SourceNotFound", "Failed", Some(1)));
+    w.desired = desired("v1:a");
+    w.run_pod();
+    assert_eq!(w.status.run, Some(2));
+    // Taken away while the build runs, and after it: nothing happens.
+    w.desired = desired("v1:missing");
+    w.desired.buildable = missing;
+    assert!(kinds(&w.decide()).is_empty());
+    w.report(Outcome::Succeeded(pushed()));
+    w.decide();
+    w.now += 1000;
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!(w.ready(), "True ImagePushed");
+}
+
+#[test]
+fn a_full_house_queues_and_quota_too() {
+    let mut w = World::new();
+    w.slot = Slot::Unknown;
+    assert!(w.look().ask_for_slot);
+    w.slot = Slot::Queued(5);
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown Queued", "InProgress"));
+    assert_eq!(w.status.queue.as_ref().map(|q| q.position), Some(5));
+    assert_eq!((w.status.run, w.status.attempts.len()), (Some(1), 0));
+    w.slot = Slot::Granted;
+    assert_eq!(kinds(&w.decide()), ["create"]);
+    assert!(w.status.queue.is_none());
+    w.creation =
+        Some(CreationFault { at: at(w.now), kind: CreationFaultKind::Quota("exceeded quota: q".into()) });
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!(
+        (w.ready().as_str(), w.status.queue.as_ref().map(|q| q.reason.as_str())),
+        ("Unknown Queued", Some("Quota"))
+    );
+    w.now += 3600;
+    assert_eq!(kinds(&w.decide()), ["create"], "tried again for as long as it takes");
+}
+
+#[test]
+fn a_refused_pod_is_terminal_and_a_missing_account_is_waited_for() {
+    let fault = |at_: i64, kind| Some(CreationFault { at: at(at_), kind });
+    let mut w = World::new();
+    w.decide();
+    let refused = Failure::new(FailureClass::Policy, reason::POD_REFUSED, "violates PodSecurity");
+    w.creation = fault(w.now, CreationFaultKind::Terminal(refused));
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("False PodRefused", "Failed"));
+    let mut w = World::new();
+    w.decide();
+    let missing = Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, "ServiceAccount x");
+    w.creation = fault(w.now, CreationFaultKind::Missing(missing));
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!(w.ready(), "Unknown SourceNotFound");
+    w.now += 10;
+    assert_eq!(kinds(&w.decide()), ["create"]);
+    w.now += 290;
+    w.decide();
+    assert_eq!(w.ready(), "False SourceNotFound");
+}
+
+#[test]
+fn a_pod_that_does_not_start_says_why_at_once_and_fails_after_a_while() {
+    let mut w = World::new();
+    w.decide();
+    w.create_pod().unschedulable = Some("0/2 nodes are available".into());
+    w.decide();
+    assert_eq!(w.ready(), "Unknown Unschedulable");
+    w.now += 3000;
+    w.decide();
+    assert_eq!(w.ready(), "Unknown Unschedulable", "an autoscaler may be at work");
+    let pod = w.pod();
+    (pod.node, pod.scheduled) = (Some("n".into()), Some(at(4000)));
+    pod.courier.waiting = Some(("ImagePullBackOff".into(), "not found".into()));
+    w.decide();
+    assert_eq!(w.ready(), "Unknown ImagePullBackOff");
+    w.now = 4300;
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.status.attempts.len()), ("False PodStartFailed", 1));
+    assert_eq!(kinds(&w.decide()), ["stop", "kill"], "what is left of it is ended");
+}
+
+#[test]
+fn an_attempt_that_nobody_ends_is_ended_from_here() {
+    let mut w = World::new();
+    w.run_pod();
+    w.now += 3600 + 420;
+    assert!(kinds(&w.decide()).is_empty());
+    w.now += 1;
+    assert_eq!(kinds(&w.decide()), ["stop"]);
+    w.pod().terminal = true;
+    w.decide();
+    assert_eq!(w.ready(), "False TimedOut");
+    // Without a node there is nobody to end it.
+    let mut w = World::new();
+    w.decide();
+    w.create_pod();
+    w.decide();
+    w.now += 4021;
+    assert_eq!(kinds(&w.decide()), ["delete"]);
+    w.pods.clear();
+    w.decide();
+    assert_eq!(w.ready(), "False TimedOut");
+}
+
+#[test]
+fn pods_are_kept_for_a_while_and_for_five_runs() {
+    let mut w = World::new();
+    for run in 1..=7 {
+        w.desired = desired(&format!("v1:{run}"));
+        w.run_pod();
+        w.report(failed(FailureClass::User, reason::STEP_FAILED));
+        let deleted = w.decide();
+        assert_eq!(w.status.run, Some(run));
+        for action in deleted.actions {
+            if let Action::DeletePod { pod } = action {
+                w.pods.remove(&pod.name);
+            }
+        }
+    }
+    w.decide().actions.iter().for_each(|a| {
+        if let Action::DeletePod { pod } = a {
+            w.pods.remove(&pod.name);
+        }
+    });
+    assert_eq!((w.pods.len(), w.status.history.len()), (5, 5));
+    w.now += 86_399;
+    assert!(kinds(&w.decide()).is_empty());
+    w.now += 1;
+    assert_eq!(kinds(&w.decide()), ["delete"; 5]);
+}
+
+#[test]
+fn after_a_restart_without_journal_steps_are_unknown_and_the_report_decides() {
+    let mut w = World::new();
+    w.run_pod();
+    w.journal = Some(journal(&w, vec![plan(), Event::StepStarted { step: 1 }]));
+    w.decide();
+    w.journal = None;
+    w.report(Outcome::Succeeded(pushed()));
+    w.decide();
+    assert_eq!(w.ready(), "True ImagePushed");
+    assert!(w.status.steps.iter().all(|s| s.state == StepState::Unknown));
+}
+
+#[test]
+fn a_crash_before_the_pod_makes_it_and_a_foreign_journal_is_not_taken() {
+    let mut w = World::new();
+    let first = w.decide();
+    // Nothing of it was done: the same is decided again, for the same attempt.
+    assert_eq!(w.look().actions, first.actions);
+    assert_eq!(w.status.attempts.len(), 1);
+    w.run_pod();
+    w.journal = Some(BuildState {
+        attempt: Some("other-1-1".into()),
+        succeeded: Some(pushed()),
+        ..BuildState::default()
+    });
+    w.pod().terminal = true;
+    w.decide();
+    assert_eq!(w.status.attempts[0].reason.as_deref(), Some(reason::BUILDER_LOST));
+}

@@ -1,0 +1,24 @@
+//! The reconcile of ImageBuilds: dereference, validate, decide, apply, status.
+
+pub mod apply;
+mod attempt;
+pub mod conditions;
+pub mod context;
+pub mod decide;
+#[cfg(test)]
+mod decide_tests;
+pub mod dereference;
+pub mod digest;
+pub mod error;
+pub mod events;
+pub mod lifecycle;
+pub mod names;
+pub mod observe;
+pub mod outcome;
+pub mod pod;
+pub mod reconcile;
+pub mod start;
+pub mod steps;
+#[cfg(test)]
+mod testing;
+pub mod validate;

@@ -1,0 +1,440 @@
+//! The builder pod and its request, as they are asked for. Pure.
+//!
+//! Who gets which volume is the boundary that promises 3 and 4 of the design stand on: `build` has no credential, no token
+//! and no environment; the Secrets are the courier's alone.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile,
+    DownwardAPIVolumeSource, EmptyDirVolumeSource, KeyToPath, ObjectFieldSelector, Pod, PodSecurityContext,
+    PodSpec, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kiln_api::v1alpha1::Resources;
+use kiln_contract::control::{PERMIT_ANNOTATION, STOP_ANNOTATION};
+use kiln_contract::paths;
+use kiln_contract::request::Isolation;
+
+use crate::config::Config;
+
+use super::names;
+use super::validate::{Build, Desired};
+
+/// Seconds that a pod may be active beyond the timeout, which the builder keeps itself: starting, pushing the rest,
+/// reporting.
+pub const DEADLINE_MARGIN: i64 = 300;
+/// Seconds between SIGTERM and SIGKILL: the builder ends within 5, then the courier reports.
+const GRACE_SECONDS: i64 = 60;
+/// User of the courier: no process of the build has it.
+const COURIER_USER: i64 = 65_532;
+/// Registry Secrets of a service account that are mounted; kubelets know no limit, a pod spec should.
+pub const MAX_SECRETS: usize = 32;
+
+/// What an attempt's objects are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Blueprint<'a> {
+    /// The ImageBuild's name.
+    pub object: &'a str,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// The reference that makes pod and request its own.
+    pub owner: &'a OwnerReference,
+    /// Name of pod and request.
+    pub name: &'a str,
+    /// [`names::attempt_id`].
+    pub attempt: &'a str,
+    /// What is built.
+    pub build: &'a Build,
+    /// How.
+    pub desired: &'a Desired,
+    /// Names of the registry Secrets of the service account.
+    pub secrets: &'a [String],
+    /// The cluster's settings.
+    pub config: &'a Config,
+}
+
+impl Blueprint<'_> {
+    fn metadata(&self, annotations: Option<BTreeMap<String, String>>) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(self.name.to_owned()),
+            namespace: Some(self.namespace.to_owned()),
+            labels: Some(names::labels(self.object)),
+            annotations,
+            owner_references: Some(vec![self.owner.clone()]),
+            ..ObjectMeta::default()
+        }
+    }
+
+    /// The request, immutable.
+    pub fn request(&self) -> ConfigMap {
+        let (_, json) =
+            self.build.request(self.attempt, self.desired.isolation, self.desired.timeout_seconds);
+        ConfigMap {
+            metadata: self.metadata(None),
+            data: Some(BTreeMap::from([(paths::REQUEST_KEY.to_owned(), json)])),
+            immutable: Some(true),
+            ..ConfigMap::default()
+        }
+    }
+
+    /// The pod.
+    pub fn pod(&self) -> Pod {
+        let annotations = [
+            (names::ATTEMPT_ANNOTATION, self.attempt),
+            ("kubectl.kubernetes.io/default-container", paths::BUILD_CONTAINER),
+            // A build that is moved begins anew; autoscalers wait for its end instead.
+            ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
+            ("karpenter.sh/do-not-disrupt", "true"),
+            // A neighbour in the pod would share its network and outlive it.
+            ("linkerd.io/inject", "disabled"),
+        ];
+        let annotations = annotations.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let mut metadata = self.metadata(Some(annotations.into()));
+        let labels = metadata.labels.get_or_insert_default();
+        labels.insert("sidecar.istio.io/inject".to_owned(), "false".to_owned());
+        Pod {
+            metadata,
+            spec: Some(PodSpec {
+                init_containers: Some(vec![self.courier()]),
+                containers: vec![self.build_container()],
+                volumes: Some(self.volumes()),
+                service_account_name: Some(self.build.service_account.clone()),
+                automount_service_account_token: Some(false),
+                enable_service_links: Some(false),
+                host_users: Some(self.desired.isolation == Isolation::HostRange),
+                restart_policy: Some("Never".to_owned()),
+                active_deadline_seconds: Some(self.desired.timeout_seconds + DEADLINE_MARGIN),
+                termination_grace_period_seconds: Some(GRACE_SECONDS),
+                security_context: Some(PodSecurityContext::default()),
+                ..PodSpec::default()
+            }),
+            ..Pod::default()
+        }
+    }
+
+    fn courier(&self) -> Container {
+        let mut mounts = vec![
+            read_only("request", paths::REQUEST_DIR),
+            mount("socket", paths::SOCKET_DIR),
+            read_only("control", paths::CONTROL_DIR),
+            mount("state", paths::STATE_DIR),
+        ];
+        mounts.extend(
+            (0..self.secrets.len()).map(|n| read_only(&auth(n), &format!("{}/{n}", paths::AUTH_DIR))),
+        );
+        Container {
+            name: paths::COURIER_CONTAINER.to_owned(),
+            image: Some(self.config.builder_image.clone()),
+            image_pull_policy: Some(self.config.image_pull_policy.as_str().to_owned()),
+            command: Some(vec!["/kiln-courier".to_owned()]),
+            // A native sidecar: there before `build`, told to end after it.
+            restart_policy: Some("Always".to_owned()),
+            security_context: Some(SecurityContext {
+                run_as_user: Some(COURIER_USER),
+                run_as_group: Some(COURIER_USER),
+                run_as_non_root: Some(true),
+                read_only_root_filesystem: Some(true),
+                allow_privilege_escalation: Some(false),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+                seccomp_profile: Some(seccomp("RuntimeDefault", None)),
+                ..SecurityContext::default()
+            }),
+            resources: Some(ResourceRequirements {
+                // It holds one chunk of at most 8 MiB per transfer, however large a layer is.
+                requests: Some(quantities(&[("cpu", "50m"), ("memory", "48Mi")])),
+                limits: Some(quantities(&[("memory", "256Mi")])),
+                ..ResourceRequirements::default()
+            }),
+            volume_mounts: Some(mounts),
+            termination_message_path: Some(paths::TERMINATION_LOG.to_owned()),
+            // The report, and never the log in its place.
+            termination_message_policy: Some("File".to_owned()),
+            ..Container::default()
+        }
+    }
+
+    fn build_container(&self) -> Container {
+        let own_users = self.desired.isolation == Isolation::UserNamespace;
+        Container {
+            name: paths::BUILD_CONTAINER.to_owned(),
+            image: Some(self.config.builder_image.clone()),
+            image_pull_policy: Some(self.config.image_pull_policy.as_str().to_owned()),
+            command: Some(vec!["/kiln-builder".to_owned()]),
+            security_context: Some(SecurityContext {
+                run_as_user: Some(0),
+                run_as_group: Some(0),
+                read_only_root_filesystem: Some(true),
+                // Setuid programs of a step (`sudo`) work as in docker; they mean nothing outside its namespace.
+                allow_privilege_escalation: Some(true),
+                capabilities: Some(Capabilities {
+                    drop: Some(vec!["ALL".to_owned()]),
+                    // To write the id maps of the step's user namespace, and nothing else.
+                    add: Some(vec!["SETUID".to_owned(), "SETGID".to_owned()]),
+                }),
+                proc_mount: (own_users && self.config.proc_mount_unmasked).then(|| "Unmasked".to_owned()),
+                seccomp_profile: self
+                    .config
+                    .seccomp_profile
+                    .as_deref()
+                    .map(|p| seccomp("Localhost", Some(p))),
+                ..SecurityContext::default()
+            }),
+            resources: Some(resources(&self.build.resources)),
+            volume_mounts: Some(vec![
+                read_only("request", paths::REQUEST_DIR),
+                mount("socket", paths::SOCKET_DIR),
+                mount("work", paths::WORK_DIR),
+            ]),
+            termination_message_policy: Some("File".to_owned()),
+            ..Container::default()
+        }
+    }
+
+    fn volumes(&self) -> Vec<Volume> {
+        let annotation = |key: &str, path: &str| DownwardAPIVolumeFile {
+            path: path.to_owned(),
+            field_ref: Some(ObjectFieldSelector {
+                field_path: format!("metadata.annotations['{key}']"),
+                ..ObjectFieldSelector::default()
+            }),
+            ..DownwardAPIVolumeFile::default()
+        };
+        let mut volumes = vec![
+            Volume {
+                name: "request".to_owned(),
+                config_map: Some(ConfigMapVolumeSource { name: self.name.to_owned(), ..Default::default() }),
+                ..Volume::default()
+            },
+            // A socket and nothing else.
+            scratch("socket", "1Mi"),
+            Volume {
+                name: "control".to_owned(),
+                downward_api: Some(DownwardAPIVolumeSource {
+                    items: Some(vec![
+                        annotation(PERMIT_ANNOTATION, paths::PERMIT_FILE),
+                        annotation(STOP_ANNOTATION, paths::STOP_FILE),
+                    ]),
+                    ..DownwardAPIVolumeSource::default()
+                }),
+                ..Volume::default()
+            },
+            // The journal's state (256 KiB for 200 steps) and a manifest.
+            scratch("state", "8Mi"),
+            scratch("work", &self.config.defaults.work_size_limit),
+        ];
+        volumes.extend(self.secrets.iter().enumerate().map(|(n, secret)| Volume {
+            name: auth(n),
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(secret.clone()),
+                // Of another type, or not there: the courier names what it looked for when it needs it.
+                optional: Some(true),
+                default_mode: Some(0o444),
+                items: Some(vec![KeyToPath {
+                    key: ".dockerconfigjson".to_owned(),
+                    path: paths::AUTH_FILE.to_owned(),
+                    mode: None,
+                }]),
+            }),
+            ..Volume::default()
+        }));
+        volumes
+    }
+}
+
+/// How a pod that the API server made differs from the one that was asked for, where that matters: an admission webhook
+/// gave `build` something that it should not have, or a neighbour.
+pub fn deviation(asked: &Pod, made: &Pod) -> Option<String> {
+    let (asked, made) = (asked.spec.as_ref()?, made.spec.as_ref()?);
+    let names = |spec: &PodSpec| -> Vec<String> {
+        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        all.map(|c| c.name.clone()).collect()
+    };
+    if names(asked) != names(made) {
+        return Some(format!(
+            "its containers are {}, expected {}",
+            names(made).join(", "),
+            names(asked).join(", ")
+        ));
+    }
+    if made.host_network == Some(true) || made.host_pid == Some(true) || made.host_ipc == Some(true) {
+        return Some("it shares a namespace of the node".to_owned());
+    }
+    if made.share_process_namespace == Some(true) {
+        return Some("its containers share one process namespace".to_owned());
+    }
+    if made.host_users.unwrap_or(true) != asked.host_users.unwrap_or(true) {
+        return Some(format!("hostUsers is {:?}, expected {:?}", made.host_users, asked.host_users));
+    }
+    let (asked, made) = (asked.containers.first()?, made.containers.first()?);
+    let mounts = |c: &Container| -> Vec<(String, String)> {
+        c.volume_mounts.iter().flatten().map(|m| (m.name.clone(), m.mount_path.clone())).collect()
+    };
+    if let Some((name, path)) = mounts(made).iter().find(|m| !mounts(asked).contains(m)) {
+        return Some(format!("container build has the volume {name} at {path}"));
+    }
+    if let Some(variable) = made.env.iter().flatten().next() {
+        return Some(format!("container build has the environment variable {}", variable.name));
+    }
+    if made.env_from.iter().flatten().next().is_some() {
+        return Some("container build has an environment from elsewhere (envFrom)".to_owned());
+    }
+    if made.image != asked.image || made.command != asked.command {
+        return Some("container build runs another program".to_owned());
+    }
+    let security = |c: &Container| {
+        let s = c.security_context.clone().unwrap_or_default();
+        (s.privileged.unwrap_or(false), s.capabilities, s.run_as_user)
+    };
+    (security(asked) != security(made)).then(|| "container build has another security context".to_owned())
+}
+
+fn auth(number: usize) -> String {
+    format!("auth-{number}")
+}
+
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
+}
+
+fn read_only(name: &str, path: &str) -> VolumeMount {
+    VolumeMount { read_only: Some(true), ..mount(name, path) }
+}
+
+fn scratch(name: &str, limit: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource { medium: None, size_limit: Some(Quantity(limit.to_owned())) }),
+        ..Volume::default()
+    }
+}
+
+fn seccomp(kind: &str, profile: Option<&str>) -> SeccompProfile {
+    SeccompProfile { type_: kind.to_owned(), localhost_profile: profile.map(str::to_owned) }
+}
+
+fn quantities(list: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
+    list.iter().map(|(name, value)| ((*name).to_owned(), Quantity((*value).to_owned()))).collect()
+}
+
+fn resources(resources: &Resources) -> ResourceRequirements {
+    let side = |map: &BTreeMap<String, IntOrString>| {
+        let text = |value: &IntOrString| match value {
+            IntOrString::Int(number) => number.to_string(),
+            IntOrString::String(text) => text.clone(),
+        };
+        (!map.is_empty()).then(|| map.iter().map(|(k, v)| (k.clone(), Quantity(text(v)))).collect())
+    };
+    ResourceRequirements {
+        requests: side(&resources.requests),
+        limits: side(&resources.limits),
+        claims: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image_build::testing::desired;
+    use crate::image_build::validate::Buildable;
+
+    fn make(isolation: Isolation, more: &str, secrets: &[String]) -> (Pod, ConfigMap) {
+        let mut desired = desired("v1:a");
+        desired.isolation = isolation;
+        let Buildable::Yes(build) = desired.buildable.clone() else { panic!("not buildable") };
+        let config = Config::parse(&format!("builderImage: b:1\n{more}")).expect("it is good");
+        let owner = OwnerReference { uid: "u".into(), name: "app".into(), ..OwnerReference::default() };
+        let blueprint = Blueprint {
+            object: "app",
+            namespace: "ns",
+            owner: &owner,
+            name: "app-1",
+            attempt: "u-1-1",
+            build: &build,
+            desired: &desired,
+            secrets,
+            config: &config,
+        };
+        (blueprint.pod(), blueprint.request())
+    }
+
+    fn spec(pod: &Pod) -> &PodSpec {
+        pod.spec.as_ref().expect("a spec")
+    }
+
+    #[test]
+    fn the_build_container_holds_nothing() {
+        let (pod, request) = make(Isolation::UserNamespace, "seccompProfile: kiln/build.json", &["s".into()]);
+        let build = &spec(&pod).containers[0];
+        let security = build.security_context.as_ref().expect("a security context");
+        let capabilities = security.capabilities.as_ref().expect("capabilities");
+        assert_eq!(capabilities.add, Some(vec!["SETUID".to_owned(), "SETGID".to_owned()]));
+        assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
+        assert_eq!((security.privileged, security.proc_mount.as_deref()), (None, Some("Unmasked")));
+        assert!(build.env.is_none() && build.env_from.is_none());
+        let mounts: Vec<_> = build.volume_mounts.iter().flatten().map(|m| m.name.as_str()).collect();
+        assert_eq!(mounts, ["request", "socket", "work"]);
+        assert_eq!(spec(&pod).automount_service_account_token, Some(false));
+        assert_eq!(spec(&pod).host_users, Some(false));
+        assert_eq!(request.immutable, Some(true));
+        assert_eq!(request.metadata.owner_references, pod.metadata.owner_references);
+    }
+
+    #[test]
+    fn host_range_never_unmasks_proc_and_shares_the_nodes_users() {
+        let (pod, _) = make(Isolation::HostRange, "", &[]);
+        let security = spec(&pod).containers[0].security_context.clone().expect("a security context");
+        assert_eq!((spec(&pod).host_users, security.proc_mount), (Some(true), None));
+        assert_eq!(security.seccomp_profile, None, "unset: the kubelet decides");
+    }
+
+    #[test]
+    fn secrets_are_the_couriers_alone() {
+        let (pod, _) = make(Isolation::UserNamespace, "", &["a".into(), "b".into()]);
+        let courier = &spec(&pod).init_containers.as_ref().expect("init containers")[0];
+        let auth: Vec<_> =
+            courier.volume_mounts.iter().flatten().filter(|m| m.name.starts_with("auth-")).collect();
+        assert_eq!(
+            auth.iter().map(|m| m.mount_path.as_str()).collect::<Vec<_>>(),
+            ["/kiln/auth/0", "/kiln/auth/1"]
+        );
+        assert_eq!(courier.restart_policy.as_deref(), Some("Always"));
+        let volumes = spec(&pod).volumes.as_ref().expect("volumes");
+        assert_eq!(volumes.iter().filter(|v| v.secret.is_some()).count(), 2);
+    }
+
+    #[test]
+    fn what_admission_may_not_change_is_found() {
+        let (asked, _) = make(Isolation::UserNamespace, "", &[]);
+        assert_eq!(deviation(&asked, &asked), None);
+        type Change = fn(&mut PodSpec);
+        let changes: [(Change, &str); 7] = [
+            (|s| s.containers[0].env = Some(vec![Default::default()]), "environment"),
+            (|s| s.containers[0].env_from = Some(vec![Default::default()]), "envFrom"),
+            (|s| s.containers.push(Container { name: "proxy".into(), ..Default::default() }), "proxy"),
+            (
+                |s| s.containers[0].volume_mounts.get_or_insert_default().push(mount("t", "/var/run")),
+                "/var/run",
+            ),
+            (|s| s.host_users = None, "hostUsers"),
+            (|s| s.share_process_namespace = Some(true), "process namespace"),
+            (
+                |s| s.containers[0].security_context.get_or_insert_default().privileged = Some(true),
+                "security",
+            ),
+        ];
+        for (change, word) in changes {
+            let mut made = asked.clone();
+            change(made.spec.as_mut().expect("a spec"));
+            let found = deviation(&asked, &made).unwrap_or_default();
+            assert!(found.contains(word), "{word}: {found}");
+        }
+        // What admission may add: defaults, tolerations, a node selector.
+        let mut made = asked.clone();
+        let spec = made.spec.as_mut().expect("a spec");
+        spec.node_selector = Some(BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+        assert_eq!(deviation(&asked, &made), None);
+    }
+}

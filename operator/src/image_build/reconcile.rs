@@ -1,0 +1,359 @@
+//! The reconcile: dereference (IO), validate (pure), decide (pure), status (one write, if it differs), apply (IO).
+//!
+//! The status comes before the actions: an attempt is on record before its pod is made, and a pod before it gets a permit.
+//! So a crash anywhere leaves something that the next reconcile finds again by name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kiln_api::{ImageBuild, ImageBuildStatus};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind};
+use kube::runtime::controller;
+use kube::{Resource, ResourceExt as _};
+use serde_json::json;
+
+use crate::journals::Subject;
+use crate::metrics::Write;
+
+use super::apply::{self, FIELD_MANAGER};
+use super::conditions::{self, Phase};
+use super::context::{Context, runs};
+use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
+use super::dereference::dereference;
+use super::error::{ReconcileError, timed};
+use super::events::transitions;
+use super::names;
+use super::observe::PodView;
+use super::pod::Blueprint;
+use super::validate::{Buildable, Desired, validate};
+
+/// An ImageBuild, or what can be said of one that can't be read.
+pub type Object = DeserializeGuard<ImageBuild>;
+
+/// Annotation that asks for a rebuild.
+const REBUILD: &str = "kiln.build/rebuild";
+/// Annotation that cancels a run, by number.
+const CANCEL: &str = "kiln.build/cancel";
+
+/// Reconciles one object.
+///
+/// # Errors
+/// The API server did not answer as expected, or the object changed meanwhile; it is tried again.
+pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<controller::Action, ReconcileError> {
+    let began = Instant::now();
+    let result = match &object.0 {
+        Ok(build) => reconcile_build(build, &ctx).await,
+        Err(invalid) => unreadable(&ctx, invalid).await,
+    };
+    let uid = object.meta().uid.clone().unwrap_or_default();
+    ctx.metrics.reconciled(result.as_ref().map(|_| ()), began.elapsed());
+    if result.is_ok() {
+        ctx.count(&uid, false);
+    }
+    Ok(match result? {
+        Some(again) => controller::Action::requeue(again),
+        None => controller::Action::await_change(),
+    })
+}
+
+/// When to try again after a failed reconcile.
+pub fn on_error(object: Arc<Object>, error: &ReconcileError, ctx: Arc<Context>) -> controller::Action {
+    let uid = object.meta().uid.clone().unwrap_or_default();
+    let times = ctx.count(&uid, true);
+    let wait = error.backoff(times);
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    match error {
+        ReconcileError::Conflict => tracing::debug!(namespace, name, "changed meanwhile, decided again"),
+        _ => tracing::warn!(namespace, name, %error, retry_seconds = wait.as_secs(), "reconcile failed"),
+    }
+    controller::Action::requeue(wait)
+}
+
+async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Duration>, ReconcileError> {
+    let meta = build.meta();
+    if meta.deletion_timestamp.is_some() {
+        // Its pods go with it: the garbage collector sees to that.
+        return Ok(None);
+    }
+    let this = This::of(build);
+    let (stored_version, stored) = match ctx.written(&this.uid, &this.resource_version) {
+        Some((version, status)) => (version.to_string(), status),
+        None => (this.resource_version.clone(), build.status.clone().unwrap_or_default()),
+    };
+
+    let found = dereference(&ctx.client, &this.namespace, &build.spec).await?;
+    let desired = validate(&build.spec, &found, &ctx.config);
+    let pods = look_at_pods(ctx, &this, &stored).await?;
+    let decision = ponder(ctx, &this, &desired, &stored, &pods);
+
+    if !ctx.leadership.is_leader() {
+        return Err(ReconcileError::NotLeader);
+    }
+    let version = if decision.status == stored {
+        stored_version
+    } else {
+        write_status(ctx, build, &this, &stored_version, &stored, &decision.status).await?
+    };
+    keep_place(ctx, &this.uid, &decision.status);
+    act(ctx, build, &this, &version, &desired, &pods, &decision).await?;
+    Ok(decision.again)
+}
+
+/// Who the object is.
+struct This {
+    name: String,
+    namespace: String,
+    uid: String,
+    resource_version: String,
+    generation: i64,
+    cancel: Option<i64>,
+    rebuild: Option<String>,
+}
+
+impl This {
+    fn of(build: &ImageBuild) -> Self {
+        let annotation = |key: &str| build.annotations().get(key);
+        Self {
+            name: build.name_any(),
+            namespace: build.namespace().unwrap_or_default(),
+            uid: build.uid().unwrap_or_default(),
+            resource_version: build.resource_version().unwrap_or_default(),
+            generation: build.meta().generation.unwrap_or_default(),
+            cancel: annotation(CANCEL).and_then(|text| text.trim().parse().ok()),
+            rebuild: annotation(REBUILD).filter(|text| !text.is_empty()).cloned(),
+        }
+    }
+
+    /// The attempt that is under way, by the status.
+    fn subject(&self, status: &ImageBuildStatus) -> Option<Subject> {
+        let attempt = status.attempts.last()?;
+        Some(Subject {
+            uid: self.uid.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            attempt: names::attempt_id(&self.uid, status.run.unwrap_or_default(), attempt.number),
+            pod: attempt.pod_name.clone(),
+        })
+    }
+}
+
+/// The object's pods; and sees that the journal of the one that runs is followed, or read to its end.
+async fn look_at_pods(
+    ctx: &Context,
+    this: &This,
+    status: &ImageBuildStatus,
+) -> Result<BTreeMap<String, PodView>, ReconcileError> {
+    let mut pods = ctx.pods.of(&this.uid);
+    let Some(subject) = this.subject(status).filter(|_| runs(status)) else { return Ok(pods) };
+    let on_record = status.attempts.last().and_then(|a| a.pod_uid.as_ref());
+    if let Some(uid) = on_record
+        && !pods.contains_key(&subject.pod)
+    {
+        // Gone, or made a moment ago by another operator: only the API server knows.
+        let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &this.namespace);
+        let there = timed("get pod", api.get_opt(&subject.pod)).await?.map(|pod| PodView::of(&pod));
+        if let Some(pod) = there.filter(|p| p.uid == *uid && p.owner.as_deref() == Some(this.uid.as_str())) {
+            ctx.pods.answered(pod.clone());
+            pods.insert(pod.name.clone(), pod);
+        }
+    }
+    match pods.get(&subject.pod) {
+        Some(pod) if pod.terminal => ctx.journals.settle(&subject).await,
+        Some(pod) if pod.courier.has_started() => ctx.journals.follow(&subject),
+        _ => {}
+    }
+    Ok(pods)
+}
+
+/// Decides, and asks for a place in the queue where the decision needs one.
+fn ponder(
+    ctx: &Context,
+    this: &This,
+    desired: &Desired,
+    stored: &ImageBuildStatus,
+    pods: &BTreeMap<String, PodView>,
+) -> Decision {
+    let subject = this.subject(stored);
+    let journal = subject.as_ref().and_then(|s| ctx.journals.state(&s.uid, &s.attempt));
+    let creation = subject.as_ref().and_then(|s| ctx.creation(&s.uid, &s.attempt));
+    let mut observed = Observed {
+        name: &this.name,
+        namespace: &this.namespace,
+        uid: &this.uid,
+        generation: this.generation,
+        cancel: this.cancel,
+        rebuild: this.rebuild.as_deref(),
+        desired,
+        status: stored,
+        pods,
+        journal: journal.as_ref(),
+        slot: Slot::Unknown,
+        creation: creation.as_ref(),
+        grace: ctx.config.pod_start_grace.seconds(),
+    };
+    let now = Timestamp::now();
+    let decision = decide(now, &observed);
+    if !decision.ask_for_slot {
+        return decision;
+    }
+    observed.slot = ctx.ask(&this.uid, &this.namespace, &this.name);
+    decide(now, &observed)
+}
+
+/// Stores the status, provided that the object is still the one that was decided on. Returns its new resourceVersion.
+async fn write_status(
+    ctx: &Context,
+    build: &ImageBuild,
+    this: &This,
+    version: &str,
+    before: &ImageBuildStatus,
+    after: &ImageBuildStatus,
+) -> Result<String, ReconcileError> {
+    let api: Api<ImageBuild> = Api::namespaced(ctx.client.clone(), &this.namespace);
+    let patch = json!({
+        "apiVersion": ImageBuild::api_version(&()),
+        "kind": ImageBuild::kind(&()),
+        "metadata": {"name": this.name, "uid": this.uid, "resourceVersion": version},
+        "status": after,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let written =
+        timed("patch imagebuild status", api.patch_status(&this.name, &params, &Patch::Apply(&patch))).await;
+    ctx.metrics.wrote(Write::Status);
+    let written = written.map_err(|error| match error.status().map(|s| s.code) {
+        Some(409) => ReconcileError::Conflict,
+        _ => error,
+    })?;
+    let stored = written.status.clone().unwrap_or_default();
+    if stored != *after {
+        // Every later reconcile would write it again.
+        tracing::error!(
+            namespace = this.namespace,
+            name = this.name,
+            "the API server stores another status than was written: the CRD in the cluster is not this operator's"
+        );
+    }
+    ctx.wrote(&this.uid, written.metadata.resource_version.as_deref(), &stored);
+    ctx.metrics.stored(before, after);
+    let events = ctx.events.publish(&build.object_ref(&()), &transitions(before, after)).await;
+    ctx.metrics.wrote_many(Write::Event, events);
+    if before.completion_time.is_none() && after.completion_time.is_some() {
+        tracing::info!(
+            namespace = this.namespace,
+            name = this.name,
+            run = after.run,
+            reason = after.history.last().map(|h| h.reason.as_str()),
+            duration = after.duration,
+            "run ended"
+        );
+    }
+    Ok(written.metadata.resource_version.unwrap_or_default())
+}
+
+/// Keeps or gives back the build's place in the queue, and its journal.
+fn keep_place(ctx: &Context, uid: &str, status: &ImageBuildStatus) {
+    if status.completion_time.is_some() {
+        ctx.journals.forget(uid);
+    }
+    let waits = status.completion_time.is_none() && status.queue.as_ref().is_some_and(|q| q.position > 0);
+    if !runs(status) && !waits {
+        ctx.release(uid);
+    }
+}
+
+async fn act(
+    ctx: &Context,
+    build: &ImageBuild,
+    this: &This,
+    version: &str,
+    desired: &Desired,
+    pods: &BTreeMap<String, PodView>,
+    decision: &Decision,
+) -> Result<(), ReconcileError> {
+    let views: Vec<&PodView> = pods.values().collect();
+    for action in &decision.actions {
+        if !ctx.leadership.is_leader() {
+            return Err(ReconcileError::NotLeader);
+        }
+        match action {
+            Action::CreatePod { .. } => create(ctx, build, this, desired, &decision.status).await?,
+            Action::Permit { .. } => {
+                // The tag moves after this: nobody may have cancelled, edited or decided anything meanwhile.
+                let api: Api<ImageBuild> = Api::namespaced(ctx.client.clone(), &this.namespace);
+                let now = timed("get imagebuild", api.get_metadata_opt(&this.name)).await?;
+                if now.and_then(|o| o.metadata.resource_version).as_deref() != Some(version) {
+                    return Err(ReconcileError::Conflict);
+                }
+                apply::act(ctx, &this.namespace, &views, action).await?;
+            }
+            _ => apply::act(ctx, &this.namespace, &views, action).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes the pod of the attempt that the status names last.
+async fn create(
+    ctx: &Context,
+    object: &ImageBuild,
+    this: &This,
+    desired: &Desired,
+    status: &ImageBuildStatus,
+) -> Result<(), ReconcileError> {
+    let (Buildable::Yes(build), Some(subject)) = (&desired.buildable, this.subject(status)) else {
+        return Ok(());
+    };
+    let Some(owner) = object.controller_owner_ref(&()) else { return Ok(()) };
+    let blueprint = Blueprint {
+        object: &this.name,
+        namespace: &this.namespace,
+        owner: &owner,
+        name: &subject.pod,
+        attempt: &subject.attempt,
+        build,
+        desired,
+        secrets: &[],
+        config: &ctx.config,
+    };
+    let fault = apply::create(ctx, blueprint).await?;
+    let again = CreationFault::at_now(fault);
+    ctx.tried(&this.uid, &subject.attempt, again);
+    // The pod goes on record, or the fault into the status.
+    ctx.wake((this.namespace.clone(), this.name.clone()));
+    Ok(())
+}
+
+/// Says of an object that can't be read why, so that nobody waits for it.
+async fn unreadable(
+    ctx: &Context,
+    invalid: &kube::core::error_boundary::InvalidObject,
+) -> Result<Option<Duration>, ReconcileError> {
+    let meta = &invalid.metadata;
+    let (name, namespace) =
+        (meta.name.clone().unwrap_or_default(), meta.namespace.clone().unwrap_or_default());
+    tracing::warn!(namespace, name, error = invalid.error, "an ImageBuild can't be read");
+    // The time of its creation, so that writing it again changes nothing.
+    let at = meta.creation_timestamp.as_ref().map_or_else(Timestamp::now, |t| t.0);
+    let message =
+        format!("this operator can't read the object: {}; correct it or upgrade Kiln", invalid.error);
+    let mut status = ImageBuildStatus::default();
+    conditions::set(&mut status, &Phase::Unreadable { message }, meta.generation.unwrap_or_default(), at);
+    let kind = GroupVersionKind::gvk("kiln.build", "v1alpha1", "ImageBuild");
+    let api: Api<DynamicObject> = Api::namespaced_with(
+        ctx.client.clone(),
+        &namespace,
+        &ApiResource::from_gvk_with_plural(&kind, "imagebuilds"),
+    );
+    let patch = json!({
+        "apiVersion": "kiln.build/v1alpha1", "kind": "ImageBuild", "metadata": {"name": name},
+        "status": {"observedGeneration": status.observed_generation, "conditions": status.conditions},
+    });
+    let params = PatchParams::apply("kiln-operator-unreadable").force();
+    timed("patch imagebuild status", api.patch_status(&name, &params, &Patch::Apply(&patch))).await?;
+    ctx.metrics.wrote(Write::Status);
+    Ok(None)
+}

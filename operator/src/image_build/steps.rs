@@ -1,0 +1,116 @@
+//! `status.steps` and `status.progress`, from the journal. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kiln_api::ImageBuildStatus;
+use kiln_api::v1alpha1::{LayerStatus, StepState, StepStatus};
+use kiln_contract::journal::{BuildState, MAX_INSTRUCTION, MAX_STEPS, StepPhase};
+use kiln_contract::text::{printable, truncate};
+
+/// Shows what the journal knows; without steps in it, what was known stays.
+pub fn show(status: &mut ImageBuildStatus, journal: &BuildState) {
+    if let Some(isolation) = &journal.isolation {
+        status.isolation = Some(truncate(isolation, 64));
+    }
+    if journal.steps.is_empty() {
+        return;
+    }
+    status.progress = Some(format!("{}/{}", journal.done(), journal.steps.len()));
+    status.steps = (1..)
+        .zip(journal.steps.iter().take(MAX_STEPS))
+        .map(|(index, step)| StepStatus {
+            index,
+            stage: truncate(&printable(&step.plan.stage), 128),
+            line: i32::try_from(step.plan.line).unwrap_or(i32::MAX),
+            instruction: truncate(&printable(&step.plan.instruction), MAX_INSTRUCTION),
+            state: match step.phase {
+                StepPhase::Pending => StepState::Pending,
+                StepPhase::Running => StepState::Running,
+                StepPhase::Cached => StepState::Cached,
+                StepPhase::Done => StepState::Done,
+                StepPhase::Failed => StepState::Failed,
+                StepPhase::Skipped => StepState::Skipped,
+                StepPhase::Unknown => StepState::Unknown,
+            },
+            started_at: time(step.started_at.as_deref()),
+            finished_at: time(step.finished_at.as_deref()),
+            exit_code: step.exit_code,
+            layer: step.layer_digest.as_ref().map(|digest| LayerStatus {
+                digest: truncate(digest, 128),
+                size: step.layer_size.and_then(|s| i64::try_from(s).ok()).unwrap_or_default(),
+            }),
+        })
+        .collect();
+}
+
+/// Ends the steps of an attempt whose journal did not: nobody knows how a running one went.
+pub fn close(status: &mut ImageBuildStatus, succeeded: bool) {
+    for step in &mut status.steps {
+        match step.state {
+            StepState::Running => step.state = StepState::Unknown,
+            StepState::Pending => {
+                step.state = if succeeded { StepState::Unknown } else { StepState::Skipped }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The journal's time to the microsecond, as the API stores it; a garbled one is left out.
+fn time(text: Option<&str>) -> Option<MicroTime> {
+    let parsed: Timestamp = text?.parse().ok()?;
+    Timestamp::from_microsecond(parsed.as_microsecond()).ok().map(MicroTime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_contract::journal::{Event, Line, PlannedStep};
+
+    fn journal(events: Vec<Event>) -> BuildState {
+        let mut state = BuildState::default();
+        for (seq, event) in (1..).zip(events) {
+            state.apply(&Line { v: 1, seq, at: format!("2026-01-01T00:00:0{seq}.1234567Z"), event });
+        }
+        state
+    }
+
+    fn plan(count: u32) -> Event {
+        let step = |line| PlannedStep { stage: "0".into(), line, instruction: format!("RUN\u{1b} {line}") };
+        Event::Planned { steps: (1..=count).map(step).collect() }
+    }
+
+    #[test]
+    fn steps_with_times_layers_and_progress() {
+        let mut status = ImageBuildStatus::default();
+        show(
+            &mut status,
+            &journal(vec![
+                plan(3),
+                Event::StepStarted { step: 1 },
+                Event::StepDone { step: 1, cached: false },
+                Event::Layer { step: 1, digest: "sha256:1".into(), size: 5 },
+                Event::StepStarted { step: 2 },
+            ]),
+        );
+        assert_eq!(status.progress.as_deref(), Some("1/3"));
+        let states: Vec<_> = status.steps.iter().map(|s| s.state).collect();
+        assert_eq!(states, [StepState::Done, StepState::Running, StepState::Pending]);
+        assert_eq!(status.steps[0].layer.as_ref().map(|l| l.size), Some(5));
+        assert_eq!(status.steps[0].instruction, "RUN\u{fffd} 1");
+        let json = serde_json::to_value(&status).expect("it serialises");
+        assert_eq!(json["steps"][0]["startedAt"], "2026-01-01T00:00:02.123456Z");
+        let back: ImageBuildStatus = serde_json::from_value(json).expect("it reads back");
+        assert_eq!(back, status, "what is stored compares equal to what was computed");
+        close(&mut status, false);
+        let states: Vec<_> = status.steps.iter().map(|s| s.state).collect();
+        assert_eq!(states, [StepState::Done, StepState::Unknown, StepState::Skipped]);
+    }
+
+    #[test]
+    fn the_status_stays_bounded() {
+        let mut status = ImageBuildStatus::default();
+        show(&mut status, &journal(vec![plan(400)]));
+        assert_eq!(status.steps.len(), MAX_STEPS);
+    }
+}

@@ -1,0 +1,454 @@
+//! Metrics in the OpenMetrics text format. Labels are words of fixed sets, never names of objects or namespaces.
+
+use std::time::Duration;
+
+use kiln_api::ImageBuildStatus;
+use kiln_api::v1alpha1::{FailureClass, RunResult, condition};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::image_build::conditions::{self, reasons};
+use crate::image_build::error::ReconcileError;
+use crate::image_build::events::{begun_attempts, ended_runs};
+
+/// Content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// From a step that was cached to the longest builds that are usual; what takes longer is in `+Inf`.
+const RUN_SECONDS: [f64; 14] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0];
+/// From a reconcile that writes nothing to the timeout of an API call.
+const RECONCILE_SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0];
+
+/// How a run can end.
+const RESULTS: [RunResult; 5] = [
+    RunResult::Succeeded,
+    RunResult::Failed,
+    RunResult::Cancelled,
+    RunResult::Suspended,
+    RunResult::Superseded,
+];
+/// The classes of runs that failed.
+const CLASSES: [FailureClass; 8] = [
+    FailureClass::User,
+    FailureClass::Source,
+    FailureClass::Registry,
+    FailureClass::Policy,
+    FailureClass::Infrastructure,
+    FailureClass::OutOfMemory,
+    FailureClass::Evicted,
+    FailureClass::Timeout,
+];
+/// The class of runs that ended without a failure.
+const NO_CLASS: &str = "None";
+
+/// Names and values of labels.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// Where an ImageBuild stands, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildPhase {
+    /// It starts, waits for its source, or is tried again.
+    Pending,
+    /// It waits for a place or for quota.
+    Queued,
+    /// Its steps run, or its image is pushed.
+    Building,
+    /// `spec.suspend` holds it.
+    Suspended,
+    /// Its tags name its image.
+    Succeeded,
+    /// Its latest run ended badly or was cancelled.
+    Failed,
+}
+
+impl BuildPhase {
+    const ALL: [Self; 6] =
+        [Self::Pending, Self::Queued, Self::Building, Self::Suspended, Self::Succeeded, Self::Failed];
+
+    /// What the conditions say.
+    pub fn of(status: &ImageBuildStatus) -> Self {
+        let ready = conditions::find(status, condition::READY);
+        match ready.map(|c| (c.status.as_str(), c.reason.as_str())) {
+            Some(("True", _)) => Self::Succeeded,
+            Some((_, reasons::SUSPENDED)) => Self::Suspended,
+            Some(("False", _)) => Self::Failed,
+            Some((_, reasons::QUEUED)) => Self::Queued,
+            Some((_, reasons::BUILDING | reasons::PUSHING | reasons::TAGGING)) => Self::Building,
+            _ => Self::Pending,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Queued => "queued",
+            Self::Building => "building",
+            Self::Suspended => "suspended",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What is written to the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// The status of an ImageBuild.
+    Status,
+    /// A builder pod, made or deleted.
+    Pod,
+    /// A request, made or deleted.
+    ConfigMap,
+    /// Permit, stop or deadline of a pod.
+    Annotation,
+    /// An event.
+    Event,
+}
+
+impl Write {
+    const ALL: [Self; 5] = [Self::Status, Self::Pod, Self::ConfigMap, Self::Annotation, Self::Event];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Pod => "pod",
+            Self::ConfigMap => "configmap",
+            Self::Annotation => "annotation",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// All metrics of the operator.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    builds: Family<Labels<1>, Gauge>,
+    reconciles: Family<Labels<1>, Counter>,
+    reconcile_errors: Family<Labels<1>, Counter>,
+    reconcile_duration: Histogram,
+    runs: Family<Labels<2>, Counter>,
+    run_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    attempts: Family<Labels<1>, Counter>,
+    queue: Gauge,
+    followers: Gauge,
+    writes: Family<Labels<1>, Counter>,
+    leader: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let run_histogram: fn() -> Histogram = || Histogram::new(RUN_SECONDS);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("kiln"),
+            builds: Family::default(),
+            reconciles: Family::default(),
+            reconcile_errors: Family::default(),
+            reconcile_duration: Histogram::new(RECONCILE_SECONDS),
+            runs: Family::default(),
+            run_duration: Family::new_with_constructor(run_histogram),
+            attempts: Family::default(),
+            queue: Gauge::default(),
+            followers: Gauge::default(),
+            writes: Family::default(),
+            leader: Gauge::default(),
+        };
+        metrics.register();
+        // Series that are there from the start: the first increase of one that appears later is not seen as one.
+        metrics.show_builds(std::iter::empty());
+        for write in Write::ALL {
+            drop(metrics.writes.get_or_create(&[("kind", write.word())]));
+        }
+        for result in ["ok", "error"] {
+            drop(metrics.reconciles.get_or_create(&[("result", result)]));
+        }
+        for result in RESULTS {
+            drop(metrics.run_duration.get_or_create(&[("result", word(result))]));
+        }
+        drop(metrics.runs.get_or_create(&[("result", word(RunResult::Succeeded)), ("class", NO_CLASS)]));
+        for failed in CLASSES {
+            drop(
+                metrics.runs.get_or_create(&[("result", word(RunResult::Failed)), ("class", class(failed))]),
+            );
+        }
+        for kind in ["first", "retry"] {
+            drop(metrics.attempts.get_or_create(&[("kind", kind)]));
+        }
+        metrics
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        let seconds = || Unit::Seconds;
+        r.register("build", "The operator", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        r.register("builds", "ImageBuilds, by where they stand", self.builds.clone());
+        r.register("reconciles", "Reconciles, by result", self.reconciles.clone());
+        r.register(
+            "reconcile_errors",
+            "Reconciles that failed, by class of error",
+            self.reconcile_errors.clone(),
+        );
+        r.register_with_unit(
+            "reconcile_duration",
+            "How long a reconcile took",
+            seconds(),
+            self.reconcile_duration.clone(),
+        );
+        r.register("runs", "Runs that ended, by result and by class of failure", self.runs.clone());
+        r.register_with_unit(
+            "run_duration",
+            "From the start of a run to its end, waiting included",
+            seconds(),
+            self.run_duration.clone(),
+        );
+        r.register("attempts", "Attempts begun: the first of a run, or a retry", self.attempts.clone());
+        r.register("queue_depth", "Builds that wait for a place", self.queue.clone());
+        r.register("journal_followers", "Journals that are being followed", self.followers.clone());
+        r.register("api_writes", "Writes to the API server, by what was written", self.writes.clone());
+        r.register("leader", "1 while this instance leads", self.leader.clone());
+    }
+
+    /// A reconcile has ended.
+    pub fn reconciled(&self, result: Result<(), &ReconcileError>, took: Duration) {
+        let word = if result.is_ok() { "ok" } else { "error" };
+        self.reconciles.get_or_create(&[("result", word)]).inc();
+        self.reconcile_duration.observe(took.as_secs_f64());
+        if let Err(error) = result {
+            self.reconcile_errors.get_or_create(&[("class", error.class())]).inc();
+        }
+    }
+
+    /// A status was stored in place of another: counts the runs that ended and the attempts that began with it.
+    pub fn stored(&self, before: &ImageBuildStatus, after: &ImageBuildStatus) {
+        for run in ended_runs(before, after) {
+            let failure = after.failure.as_ref().filter(|_| after.run == Some(run.run));
+            let class = match (run.result, failure) {
+                (RunResult::Failed | RunResult::Cancelled, Some(failure)) => class(failure.class),
+                (RunResult::Failed, None) => "Unknown",
+                _ => NO_CLASS,
+            };
+            self.runs.get_or_create(&[("result", word(run.result)), ("class", class)]).inc();
+            let took = run.completion_time.0.as_second().saturating_sub(run.start_time.0.as_second()).max(0);
+            let took = Duration::from_secs(took.unsigned_abs()).as_secs_f64();
+            self.run_duration.get_or_create(&[("result", word(run.result))]).observe(took);
+        }
+        for attempt in begun_attempts(before, after) {
+            let kind = if attempt.number == 1 { "first" } else { "retry" };
+            self.attempts.get_or_create(&[("kind", kind)]).inc();
+        }
+    }
+
+    /// These are all ImageBuilds.
+    pub fn show_builds<'a>(&self, all: impl IntoIterator<Item = &'a ImageBuildStatus>) {
+        let mut counts = [0; BuildPhase::ALL.len()];
+        for status in all {
+            counts[BuildPhase::of(status) as usize] += 1;
+        }
+        for (phase, count) in BuildPhase::ALL.into_iter().zip(counts) {
+            self.builds.get_or_create(&[("phase", phase.word())]).set(count);
+        }
+    }
+
+    /// Something was written to the API server.
+    pub fn wrote(&self, what: Write) {
+        self.wrote_many(what, 1);
+    }
+
+    /// Something was written so many times.
+    pub fn wrote_many(&self, what: Write, times: u64) {
+        self.writes.get_or_create(&[("kind", what.word())]).inc_by(times);
+    }
+
+    /// So many builds wait for a place.
+    pub fn set_queue_depth(&self, waiting: usize) {
+        self.queue.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// So many journals are followed.
+    pub fn set_followers(&self, followers: usize) {
+        self.followers.set(i64::try_from(followers).unwrap_or(i64::MAX));
+    }
+
+    /// Whether this instance leads.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// The OpenMetrics text.
+    ///
+    /// # Errors
+    /// None in practice: writing to a string does not fail.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// The result as `status.history` spells it.
+fn word(result: RunResult) -> &'static str {
+    match result {
+        RunResult::Succeeded => "Succeeded",
+        RunResult::Failed => "Failed",
+        RunResult::Cancelled => "Cancelled",
+        RunResult::Suspended => "Suspended",
+        RunResult::Superseded => "Superseded",
+    }
+}
+
+/// The class as `status.failure` spells it.
+fn class(class: FailureClass) -> &'static str {
+    match class {
+        FailureClass::User => "User",
+        FailureClass::Source => "Source",
+        FailureClass::Registry => "Registry",
+        FailureClass::Policy => "Policy",
+        FailureClass::Infrastructure => "Infrastructure",
+        FailureClass::OutOfMemory => "OutOfMemory",
+        FailureClass::Evicted => "Evicted",
+        FailureClass::Timeout => "Timeout",
+        FailureClass::Cancelled => "Cancelled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image_build::lifecycle::{Finish, begin_attempt, finish_run};
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use kiln_contract::{Failure, report::Pushed};
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).expect("a time")
+    }
+
+    fn running() -> ImageBuildStatus {
+        ImageBuildStatus { run: Some(1), start_time: Some(Time(at(0))), ..ImageBuildStatus::default() }
+    }
+
+    fn pushed() -> Finish {
+        Finish::Succeeded(Pushed { reference: "r.x/a:1".into(), digest: "sha256:1".into(), size: 7 })
+    }
+
+    fn failed() -> Finish {
+        Finish::Failed(Failure::new(kiln_contract::FailureClass::User, "AnyWord", "m"))
+    }
+
+    fn lines(metrics: &Metrics) -> String {
+        metrics.encode().expect("text")
+    }
+
+    #[test]
+    fn what_is_there_from_the_start() {
+        let metrics = Metrics::new();
+        metrics.set_leader(true);
+        metrics.set_queue_depth(3);
+        metrics.set_followers(2);
+        metrics.wrote(Write::Pod);
+        let text = lines(&metrics);
+        for line in [
+            "# TYPE kiln_build info",
+            concat!("kiln_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "# TYPE kiln_builds gauge",
+            "kiln_builds{phase=\"pending\"} 0",
+            "kiln_builds{phase=\"failed\"} 0",
+            "kiln_reconciles_total{result=\"ok\"} 0",
+            "kiln_attempts_total{kind=\"retry\"} 0",
+            "kiln_api_writes_total{kind=\"pod\"} 1",
+            "kiln_api_writes_total{kind=\"status\"} 0",
+            "kiln_runs_total{result=\"Failed\",class=\"Timeout\"} 0",
+            "# UNIT kiln_run_duration_seconds seconds",
+            "# UNIT kiln_reconcile_duration_seconds seconds",
+            "kiln_queue_depth 3",
+            "kiln_journal_followers 2",
+            "kiln_leader 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in:\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn reconciles_runs_and_attempts_are_counted() {
+        let metrics = Metrics::new();
+        metrics.reconciled(Ok(()), Duration::from_millis(2));
+        metrics.reconciled(Err(&ReconcileError::Conflict), Duration::from_secs(1));
+        let mut status = running();
+        for (number, finish) in [(1, None), (2, Some(pushed()))] {
+            let before = status.clone();
+            begin_attempt(&mut status, format!("pod-{number}"), at(0));
+            metrics.stored(&before, &status);
+            let before = status.clone();
+            if let Some(finish) = finish {
+                finish_run(&mut status, finish, "ns", at(90));
+            }
+            metrics.stored(&before, &status);
+            metrics.stored(&status, &status);
+        }
+        let mut ended = running();
+        finish_run(&mut ended, failed(), "ns", at(5));
+        metrics.stored(&running(), &ended);
+        conditions::set(&mut status, &conditions::Phase::Finished, 1, at(90));
+        metrics.show_builds([&status, &running(), &running()]);
+        let text = lines(&metrics);
+        for line in [
+            "kiln_reconciles_total{result=\"ok\"} 1",
+            "kiln_reconciles_total{result=\"error\"} 1",
+            "kiln_reconcile_errors_total{class=\"conflict\"} 1",
+            "kiln_reconcile_duration_seconds_bucket{le=\"0.003\"} 1",
+            "kiln_reconcile_duration_seconds_count 2",
+            "kiln_builds{phase=\"pending\"} 2",
+            "kiln_builds{phase=\"succeeded\"} 1",
+            "kiln_runs_total{result=\"Succeeded\",class=\"None\"} 1",
+            "kiln_runs_total{result=\"Failed\",class=\"User\"} 1",
+            "kiln_run_duration_seconds_bucket{le=\"60.0\",result=\"Succeeded\"} 0",
+            "kiln_run_duration_seconds_bucket{le=\"120.0\",result=\"Succeeded\"} 1",
+            "kiln_run_duration_seconds_sum{result=\"Succeeded\"} 90.0",
+            "kiln_attempts_total{kind=\"first\"} 1",
+            "kiln_attempts_total{kind=\"retry\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn phases_follow_the_conditions() {
+        use crate::image_build::conditions::{Phase, set};
+        let phase = |mut status: ImageBuildStatus, phase: &Phase| {
+            set(&mut status, phase, 1, at(0));
+            BuildPhase::of(&status)
+        };
+        let fresh = ImageBuildStatus::default;
+        assert_eq!(BuildPhase::of(&fresh()), BuildPhase::Pending);
+        assert_eq!(phase(fresh(), &Phase::active(reasons::QUEUED, "")), BuildPhase::Queued);
+        assert_eq!(phase(fresh(), &Phase::active(reasons::TAGGING, "")), BuildPhase::Building);
+        assert_eq!(phase(fresh(), &Phase::active(reasons::UNSCHEDULABLE, "")), BuildPhase::Pending);
+        assert_eq!(phase(fresh(), &Phase::Suspended { stopping: false }), BuildPhase::Suspended);
+        let cancelled =
+            |failure| if let Finish::Failed(f) = failure { Finish::Cancelled(f) } else { failure };
+        for (finish, expected) in [
+            (pushed(), BuildPhase::Succeeded),
+            (failed(), BuildPhase::Failed),
+            (cancelled(failed()), BuildPhase::Failed),
+        ] {
+            let mut status = running();
+            finish_run(&mut status, finish, "ns", at(1));
+            assert_eq!(phase(status, &Phase::Finished), expected);
+        }
+        assert!(BuildPhase::ALL.iter().enumerate().all(|(n, phase)| *phase as usize == n));
+    }
+}
