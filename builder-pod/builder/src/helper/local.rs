@@ -10,8 +10,8 @@ use super::client::Helper;
 use super::view::work_of;
 use super::wire::Request;
 use crate::engine::{
-    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, Step, Stop,
-    Unpacked, User, View,
+    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, MountSource, Output, Owner, Selection,
+    Step, Stop, Unpacked, User, View,
 };
 use crate::sandbox::facts::{self, Facts};
 use crate::sandbox::fault::{At as _, Fault, Stage};
@@ -101,6 +101,7 @@ impl LocalEngine {
             cwd: "/".to_owned(),
             user: User::default(),
             network: false,
+            mounts: Vec::new(),
             proc: ProcChoice::Try,
         };
         let ended = spawn::run(&self.program, &self.trees, &spec, &mut Silence, &Stop::default())
@@ -111,6 +112,15 @@ impl LocalEngine {
         } else {
             Err(internal(format!("the sandbox probe ended with exit code {}", ended.code)))
         }
+    }
+
+    /// A tree that takes a mount's changes. Alone it is mounted as it is, over others as the upper one of an overlay.
+    fn prepare_upper(&self, lowers: &[String], upper: &str) -> Result<(), EngineError> {
+        if lowers.is_empty() {
+            return self.make_tree(upper, 0o755, Owner::default());
+        }
+        let view = View { lowers: lowers.to_vec(), upper: upper.to_owned() };
+        self.helper.call(&Request::Prepare { view }, None)
     }
 
     fn tell(&self, failure: Failure, stop: &Stop) -> EngineError {
@@ -176,6 +186,10 @@ impl Engine for LocalEngine {
         self.helper.call(&Request::MakeDirectory { view: view.clone(), path: path.to_owned(), owner }, None)
     }
 
+    fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
+        self.helper.call(&Request::MakeTree { tree: tree.to_owned(), mode, owner }, None)
+    }
+
     fn user(&self, lowers: &[String], user: &str) -> Result<User, EngineError> {
         self.helper.call(&Request::User { lowers: lowers.to_vec(), user: user.to_owned() }, None)
     }
@@ -186,6 +200,11 @@ impl Engine for LocalEngine {
 
     fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError> {
         let () = self.helper.call(&Request::Prepare { view: step.view.clone() }, None)?;
+        for mount in &step.mounts {
+            if let MountSource::Trees { lowers, upper: Some(upper), .. } = &mount.source {
+                self.prepare_upper(lowers, upper)?;
+            }
+        }
         let spec = Spec {
             map: self.map,
             lowers: step.view.lowers.clone(),
@@ -196,11 +215,16 @@ impl Engine for LocalEngine {
             cwd: step.cwd.clone(),
             user: step.user.clone(),
             network: step.network,
+            mounts: step.mounts.clone(),
             proc: ProcChoice::Settled(self.proc),
         };
         let before = oom::kills();
         let ended = spawn::run(&self.program, &self.trees, &spec, output, stop)
             .map_err(|failure| self.tell(failure, stop))?;
+        if !ended.stubs.is_empty() {
+            let (upper, stubs) = (step.view.upper.clone(), ended.stubs.clone());
+            let () = self.helper.call(&Request::RemoveStubs { upper, stubs }, None)?;
+        }
         let out_of_memory = oom::explains(before, oom::kills(), ended.code);
         Ok(Exit { code: ended.code, out_of_memory, stubs: ended.stubs })
     }

@@ -13,6 +13,7 @@ mod wire;
 use std::process::ExitCode;
 
 pub use local::{LocalEngine, Options};
+pub(crate) use view::work_of;
 
 /// First argument of the program when it is started as the helper.
 pub(crate) const HELPER_WORD: &str = "__kiln-helper";

@@ -11,7 +11,9 @@ use super::copy::{self, Written};
 use super::env::Words;
 use super::graph::{self, Source};
 use super::outline::{Outline, at_step};
-use super::{Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, ports, stopsignal, support};
+use super::{
+    Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, mounts, ports, stopsignal, support,
+};
 use crate::image::{Health, Image, duration, list, quoted};
 
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -146,7 +148,7 @@ impl Evaluation<'_> {
         let invalid = |message: String| PlanError::new(DOCKERFILE_INVALID, line, message);
         match &instruction.kind {
             InstructionKind::Run(run) => {
-                let (action, text) = self.run(state, run);
+                let (action, text) = self.run(state, run, place, words)?;
                 state.op(step, action, text);
             }
             InstructionKind::Copy(written) => {
@@ -306,7 +308,13 @@ impl Evaluation<'_> {
         Ok(())
     }
 
-    fn run(&self, state: &State, run: &Run) -> (Action, String) {
+    fn run(
+        &self,
+        state: &State,
+        run: &Run,
+        place: usize,
+        words: Words<'_>,
+    ) -> Result<(Action, String), PlanError> {
         let argv = state.argv(&run.command);
         let mut env = Env::default();
         for (name, value) in self.outline.args.iter().filter(|(name, _)| is_proxy_arg(name)) {
@@ -318,15 +326,40 @@ impl Evaluation<'_> {
         for (name, value) in state.env.iter() {
             env.set(name, value);
         }
+        let workdir = state.workdir();
+        let scope = mounts::Scope {
+            words,
+            workdir: &workdir,
+            namespace: self.outline.args.get("BUILDKIT_CACHE_MOUNT_NS").map_or("", String::as_str),
+            find: &|from| self.mount_from(from, place, words.line),
+        };
+        let (mounts, socket) = mounts::resolve(&run.mounts, &scope)?;
+        // As in BuildKit also when the agent is not there and need not be.
+        if let Some(socket) = socket.filter(|_| env.get("SSH_AUTH_SOCK").is_none()) {
+            env.set("SSH_AUTH_SOCK", &socket);
+        }
         let text = format!("RUN {}{} # buildkit", state.args_text(), argv.join(" "));
         let action = Action::Run {
             argv,
             env: env.pairs(),
-            cwd: state.workdir(),
+            cwd: workdir,
             user: state.image.config.user.clone().filter(|user| !user.is_empty()).unwrap_or("0".into()),
             network: run.network != Network::None,
+            mounts,
         };
-        (action, text)
+        Ok((action, text))
+    }
+
+    /// What `from=` of a mount names.
+    fn mount_from(&self, from: &str, place: usize, line: u32) -> Result<Option<CopyFrom>, PlanError> {
+        let found = match mounts::source(self.outline.file, from) {
+            Source::Scratch => return Ok(None),
+            Source::Stage(stage) => self.place(stage).filter(|p| *p < place).map(CopyFrom::Stage),
+            Source::Image(reference) => self.image(&reference).map(CopyFrom::Image),
+        };
+        // As for COPY: only a trigger of a base image can name what the outline did not see.
+        let refusal = || support::refusal(&format!("RUN --mount=from={from} as a trigger"), line);
+        found.map(Some).ok_or_else(refusal)
     }
 
     fn copy_from(&self, from: &str, place: usize, line: u32) -> Result<CopyFrom, PlanError> {
@@ -347,11 +380,11 @@ impl Evaluation<'_> {
         let mut files: Vec<bool> = self.states.iter().map(|state| !state.ops.is_empty()).collect();
         let mut publish = vec![false; count];
         let mut images = self.images;
-        for op in self.states.iter().flat_map(|state| &state.ops) {
-            match op.action {
-                Action::Copy { from: CopyFrom::Stage(stage), .. } => files[stage] = true,
-                Action::Copy { from: CopyFrom::Image(image), .. } => images[image].files = true,
-                _ => {}
+        for from in self.states.iter().flat_map(|state| &state.ops).flat_map(|op| op.action.sources()) {
+            match from {
+                CopyFrom::Stage(stage) => files[stage] = true,
+                CopyFrom::Image(image) => images[image].files = true,
+                CopyFrom::Context => {}
             }
         }
         if let Some(last) = publish.last_mut() {

@@ -4,11 +4,11 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_FOUND};
-use kiln_dockerfile::instruction::Copy;
+use kiln_dockerfile::instruction::{Copy, MountSpec};
 use kiln_dockerfile::{Dockerfile, Instruction, InstructionKind, nearest, parse_trigger};
 
 use super::env::Words;
-use super::{Env, PlanError};
+use super::{Env, PlanError, mounts};
 
 /// What a name in FROM or `--from` means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub(super) fn target(file: &Dockerfile, wished: Option<&str>) -> Result<usize, P
 }
 
 /// The last stage of a name among the first `before`.
-fn named(file: &Dockerfile, name: &str, before: usize) -> Option<usize> {
+pub(super) fn named(file: &Dockerfile, name: &str, before: usize) -> Option<usize> {
     let name = name.to_lowercase();
     file.stages[..before].iter().rposition(|stage| stage.name.as_deref() == Some(&name))
 }
@@ -105,6 +105,15 @@ fn needs(file: &Dockerfile, index: usize, base: &Source) -> Result<Needs, PlanEr
             && let Source::Stage(stage) = copy_source(file, from, line)?
         {
             out.push((stage, line));
+        }
+        if let InstructionKind::Run(run) = &instruction.kind {
+            for from in run.mounts.iter().filter_map(MountSpec::from) {
+                match mounts::source(file, from) {
+                    Source::Stage(stage) if stage >= index => return Err(mounts::too_late(from, line)),
+                    Source::Stage(stage) => out.push((stage, line)),
+                    _ => {}
+                }
+            }
         }
         Ok(())
     };

@@ -8,6 +8,7 @@ mod copy;
 mod env;
 mod evaluate;
 mod graph;
+mod mounts;
 mod outline;
 mod ports;
 mod stopsignal;
@@ -16,6 +17,7 @@ mod target;
 mod types;
 
 pub use env::Env;
+pub use mounts::{Cache, Mount};
 pub use outline::{ImageUse, Outline, Target};
 pub use target::normalize as normalize_platform;
 pub use types::{Action, Base, BaseImage, CopyFrom, Op, Plan, PlanError, Stage, Step};

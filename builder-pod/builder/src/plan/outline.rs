@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_STEPS, PlannedStep};
 use kiln_contract::reason::{DOCKERFILE_INVALID, INVALID_SPEC, NOT_SUPPORTED};
+use kiln_dockerfile::instruction::MountSpec;
 use kiln_dockerfile::platform::{is_global_arg, is_proxy_arg};
 use kiln_dockerfile::{Dockerfile, InstructionKind};
 
 use super::env::Words;
 use super::graph::{self, Node, Source};
-use super::{Env, Plan, PlanError, Step, evaluate, normalize_platform, support, target};
+use super::{Env, Plan, PlanError, Step, evaluate, mounts, normalize_platform, support, target};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +126,13 @@ impl<'a> Outline<'a> {
                     && let Source::Image(reference) = graph::copy_source(file, from, line)?
                 {
                     self.need(&reference, number, line);
+                }
+                if let InstructionKind::Run(run) = &instruction.kind {
+                    for from in run.mounts.iter().filter_map(MountSpec::from) {
+                        if let Source::Image(reference) = mounts::source(file, from) {
+                            self.need(&reference, number, line);
+                        }
+                    }
                 }
             }
         }

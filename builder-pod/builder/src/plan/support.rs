@@ -4,7 +4,7 @@ use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_SUPPORTED};
 use kiln_dockerfile::instruction::{Add, Copy, Network, Run, Security};
 use kiln_dockerfile::{Instruction, InstructionKind};
 
-use super::PlanError;
+use super::{PlanError, mounts};
 
 /// Refuses an instruction that this version does not carry out.
 pub(super) fn check(instruction: &Instruction) -> Result<(), PlanError> {
@@ -27,6 +27,9 @@ pub(super) fn check(instruction: &Instruction) -> Result<(), PlanError> {
                     ),
                 ))
             }
+            InstructionKind::Run(run) => {
+                run.mounts.iter().try_for_each(|mount| mounts::check_early(mount, line))
+            }
             _ => Ok(()),
         },
     }
@@ -38,9 +41,6 @@ pub(super) fn refusal(what: &str, line: u32) -> PlanError {
 }
 
 fn run_gap(run: &Run) -> Option<String> {
-    if !run.mounts.is_empty() {
-        return Some("RUN --mount".into());
-    }
     if !run.devices.is_empty() {
         return Some("RUN --device".into());
     }

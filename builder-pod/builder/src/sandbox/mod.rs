@@ -10,6 +10,7 @@
 //! No process of ours is left in the step's user namespace when the command runs, and the launcher holds nothing that
 //! a step could want. What a step may not do is decided by [`caps`] and [`seccomp`], what it sees by [`root`].
 
+pub mod attach;
 pub mod caps;
 pub mod command;
 pub mod device;

@@ -94,6 +94,10 @@ impl Engine for FakeEngine {
         self.note("make_directory", &format!("{} {path} {}", view.upper, owner.uid))
     }
 
+    fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
+        self.note("make_tree", &format!("{tree} {mode:o} {}:{}", owner.uid, owner.gid))
+    }
+
     fn user(&self, _lowers: &[String], user: &str) -> Result<User, EngineError> {
         self.note("user", user)?;
         Ok(User::default())
@@ -107,6 +111,9 @@ impl Engine for FakeEngine {
     fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError> {
         let command = step.argv.last().cloned().unwrap_or_default();
         self.note("run", &format!("{}+{} {command}", step.view.lowers.join(","), step.view.upper))?;
+        for mount in &step.mounts {
+            self.notes.add(format!("mount {} {} {:?}", mount.target, mount.read_only, mount.source));
+        }
         output.write(format!("output of {command}\n").as_bytes());
         if self.endless {
             while !stop.is_stopped() {

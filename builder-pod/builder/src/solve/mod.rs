@@ -4,6 +4,7 @@
 mod bases;
 pub mod failure;
 pub mod log;
+mod mount;
 mod publish;
 mod resolve;
 mod shared;
@@ -31,6 +32,9 @@ use shared::Shared;
 use step::Steps;
 
 pub use resolve::resolve;
+
+/// Bytes of all secrets that one step mounts, together: they are in memory, several times while the step starts.
+pub const MAX_SECRETS: usize = 4 << 20;
 
 /// The build context.
 pub trait Context: Sync {

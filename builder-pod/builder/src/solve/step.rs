@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::bases::Bases;
 use super::failure::{Halt, of_engine};
 use super::log::{Entry, Log};
+use super::mount::Mounted;
 use super::publish::Job;
 use super::shared::Shared;
 use super::{Context, Wishes, World, short};
@@ -24,13 +25,14 @@ const TAIL: usize = 2 * kiln_contract::failure::MAX_LOG_TAIL;
 
 /// Runs the steps of a plan.
 pub(super) struct Steps<'a> {
-    plan: &'a Plan,
+    pub(super) plan: &'a Plan,
     wishes: Wishes<'a>,
     world: World<'a>,
-    shared: &'a Shared<'a>,
-    bases: &'a Bases<'a>,
+    pub(super) shared: &'a Shared<'a>,
+    pub(super) bases: &'a Bases<'a>,
     /// What each stage that was run left.
-    stages: Vec<Left>,
+    pub(super) stages: Vec<Left>,
+    pub(super) mounted: Mounted,
     /// When each step ended.
     pub ended: BTreeMap<u32, String>,
     layers: usize,
@@ -39,9 +41,9 @@ pub(super) struct Steps<'a> {
 
 /// What a stage left.
 #[derive(Debug, Clone, Default)]
-struct Left {
+pub(super) struct Left {
     /// Trees from the bottom up.
-    trees: Vec<String>,
+    pub trees: Vec<String>,
     /// Names the stage's state: a sum over its base and its instructions so far.
     id: String,
 }
@@ -61,6 +63,7 @@ impl<'a> Steps<'a> {
             shared,
             bases,
             stages: Vec::new(),
+            mounted: Mounted::default(),
             ended: BTreeMap::new(),
             layers: 0,
             uppers: 0,
@@ -155,7 +158,8 @@ impl<'a> Steps<'a> {
         let engine = |error: EngineError| of_engine(&error, Some(&op.action));
         let mut stubs = Vec::new();
         match &op.action {
-            Action::Run { argv, env, cwd, user, network } => {
+            Action::Run { argv, env, cwd, user, network, mounts } => {
+                let prepared = self.prepare(mounts)?;
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
@@ -168,8 +172,10 @@ impl<'a> Steps<'a> {
                     cwd: cwd.clone(),
                     user,
                     network: *network,
+                    mounts: prepared.mounts.clone(),
                 };
                 stubs = self.command(&command, log).map_err(|halt| halt.into_halt(&op.action))?.stubs;
+                self.release(&prepared)?;
             }
             Action::Workdir { path, user } => {
                 let owner = match user {
@@ -234,7 +240,12 @@ impl<'a> Steps<'a> {
     }
 
     /// The context's files go through a pipe: this side opens them, the helper writes them.
-    fn copy_context(&self, view: &View, to: &Destination, what: &Selection) -> Result<(), EngineError> {
+    pub(super) fn copy_context(
+        &self,
+        view: &View,
+        to: &Destination,
+        what: &Selection,
+    ) -> Result<(), EngineError> {
         let fault = |message: String| EngineError { kind: EngineErrorKind::Internal, message };
         let (read, write) = std::io::pipe().map_err(|e| fault(format!("making a pipe: {e}")))?;
         let context: &dyn Context = self.world.context;

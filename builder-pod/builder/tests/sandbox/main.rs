@@ -8,6 +8,7 @@
 
 mod cases;
 mod image;
+mod mounts;
 mod orphans;
 mod pod;
 mod rootless;

@@ -1,0 +1,169 @@
+//! What a step mounts, made ready: trees of stages, images and the context, caches that last for the build, and trees for
+//! changes that are thrown away.
+
+use std::collections::BTreeMap;
+
+use kiln_contract::{Failure, FailureClass, reason};
+
+use super::failure::{Halt, of_engine};
+use super::step::Steps;
+use crate::engine::{Destination, EngineError, Mount, MountSource, Owner, Selection, View};
+use crate::plan::{self, Cache, CopyFrom};
+
+/// What the steps of a build have mounted so far.
+#[derive(Debug, Default)]
+pub(super) struct Mounted {
+    /// The tree of each cache. Steps run one after another, so every way of sharing one is the same.
+    caches: BTreeMap<Cache, String>,
+    /// The tree with each path of the context.
+    context: BTreeMap<String, String>,
+    trees: usize,
+}
+
+/// What a step needs.
+#[derive(Debug, Default)]
+pub(super) struct Prepared {
+    /// For the engine.
+    pub mounts: Vec<Mount>,
+    /// Trees that are of no use when the step has ended.
+    discard: Vec<String>,
+}
+
+impl Mounted {
+    fn tree(&mut self, kind: char) -> String {
+        self.trees += 1;
+        format!("{kind}{}", self.trees)
+    }
+}
+
+impl Steps<'_> {
+    /// Makes ready what a step mounts.
+    pub(super) fn prepare(&mut self, mounts: &[plan::Mount]) -> Result<Prepared, Halt> {
+        let mut prepared = Prepared::default();
+        for mount in mounts {
+            match mount {
+                plan::Mount::Files { target, read_only, from, path } => {
+                    let (lowers, name) = self.files(*from, path)?;
+                    let upper = (!read_only).then(|| self.mounted.tree('m'));
+                    prepared.discard.extend(upper.clone());
+                    let source = MountSource::Trees { lowers, upper, path: path.clone(), name };
+                    prepared.mounts.push(Mount { target: target.clone(), read_only: *read_only, source });
+                }
+                plan::Mount::Cache { target, read_only, cache, path, sharing: _ } => {
+                    let source = self.cache(cache, path)?;
+                    prepared.mounts.push(Mount { target: target.clone(), read_only: *read_only, source });
+                }
+                plan::Mount::Memory { target, read_only, size } => {
+                    let source = MountSource::Memory { size: *size };
+                    prepared.mounts.push(Mount { target: target.clone(), read_only: *read_only, source });
+                }
+                plan::Mount::Secret { .. } | plan::Mount::Agent { .. } => {
+                    let text =
+                        "RUN --mount=type=secret and type=ssh are not supported by this version of Kiln";
+                    return Err(Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into());
+                }
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// The step has ended.
+    pub(super) fn release(&self, prepared: &Prepared) -> Result<(), Halt> {
+        if prepared.discard.is_empty() {
+            return Ok(());
+        }
+        self.shared.engine.remove(&prepared.discard).map_err(|e| of_engine(&e, None))
+    }
+
+    /// The trees that a mount shows, from the bottom up, and what people call them.
+    fn files(&mut self, from: Option<CopyFrom>, path: &str) -> Result<(Vec<String>, String), Halt> {
+        Ok(match from {
+            None => (Vec::new(), "scratch".to_owned()),
+            Some(CopyFrom::Stage(stage)) => {
+                let trees = self.stages.get(stage).map(|left| left.trees.clone()).unwrap_or_default();
+                (trees, format!("stage {}", self.plan.stages[stage].name))
+            }
+            Some(CopyFrom::Image(image)) => {
+                let trees = self.bases.trees(self.shared, image)?;
+                (trees, format!("image {}", self.plan.images[image].resolved.reference))
+            }
+            Some(CopyFrom::Context) => (vec![self.context_tree(path)?], "the build context".to_owned()),
+        })
+    }
+
+    /// A tree with a path of the context at its place; only that is copied.
+    fn context_tree(&mut self, path: &str) -> Result<String, Halt> {
+        let known = |tree: &&str| self.mounted.context.get(*tree);
+        if let Some(tree) = ["/", path].iter().find_map(known) {
+            return Ok(tree.clone());
+        }
+        let tree = self.mounted.tree('x');
+        let view = View { lowers: Vec::new(), upper: tree.clone() };
+        let source = if path == "/" { ".".to_owned() } else { literal(path.trim_start_matches('/')) };
+        let what = Selection { sources: vec![source], excludes: Vec::new(), parents: false };
+        let to = Destination { path: path.to_owned(), sources: 1, owner: None, mode: None, unpack: false };
+        self.copy_context(&view, &to, &what).map_err(|error| missing(&error))?;
+        self.mounted.context.insert(path.to_owned(), tree.clone());
+        Ok(tree)
+    }
+
+    fn cache(&mut self, cache: &Cache, path: &str) -> Result<MountSource, Halt> {
+        // A wished owner or mode means a fresh directory, also in BuildKit.
+        let from = if cache.root.is_none() { cache.from } else { None };
+        let (lowers, _) = self.files(from, path)?;
+        let name = format!("the cache {}", cache.id.trim_start_matches('/'));
+        let tree = match self.mounted.caches.get(cache) {
+            Some(tree) => tree.clone(),
+            None => {
+                let tree = self.mounted.tree('k');
+                if let Some((mode, uid, gid)) = cache.root {
+                    let made = self.shared.engine.make_tree(&tree, mode, Owner { uid, gid });
+                    made.map_err(|e| of_engine(&e, None))?;
+                }
+                self.mounted.caches.insert(cache.clone(), tree.clone());
+                tree
+            }
+        };
+        Ok(MountSource::Trees { lowers, upper: Some(tree), path: path.to_owned(), name })
+    }
+}
+
+/// A path as a pattern that matches just it.
+fn literal(path: &str) -> String {
+    let part = |part: &str| {
+        if !part.contains(['*', '?', '[']) {
+            return part.to_owned();
+        }
+        let mut out = String::new();
+        for letter in part.chars() {
+            match letter {
+                '*' | '?' | '[' => out.push_str(&format!("[{letter}]")),
+                '\\' => out.push_str("\\\\"),
+                other => out.push(other),
+            }
+        }
+        out
+    };
+    path.split('/').map(part).collect::<Vec<_>>().join("/")
+}
+
+/// What the context lacks is not found, rather than a failed command.
+fn missing(error: &EngineError) -> Halt {
+    of_engine(error, None).map(|mut failure| {
+        if failure.class == FailureClass::User {
+            failure.reason = reason::NOT_FOUND.to_owned();
+        }
+        failure
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::literal;
+
+    #[test]
+    fn paths_match_themselves() {
+        assert_eq!(literal("a/b.c"), "a/b.c");
+        assert_eq!(literal("a\\b/arr[0]*?.txt"), "a\\b/arr[[]0][*][?].txt");
+    }
+}
