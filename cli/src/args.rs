@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::given::SecretSpec;
 use crate::output::OutputSpec;
 
 /// Builds container images without a daemon.
@@ -40,6 +41,9 @@ pub struct BuildArgs {
     /// Label to add to the image.
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub labels: Vec<String>,
+    /// Secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE].
+    #[arg(long = "secret", value_name = "SPEC")]
+    pub secrets: Vec<SecretSpec>,
     /// Name and tag of the image; several must be of one repository.
     #[arg(short = 't', long = "tag", value_name = "REF")]
     pub tags: Vec<String>,

@@ -13,11 +13,12 @@ use kiln_builder::run::{Human, Settings};
 use kiln_builder::solve::log::{Entry, Log};
 use kiln_contract::request::{BuildRequest, Isolation, Output, Registries, Source};
 use kiln_contract::{VERSION, reason};
-use kiln_courier::{Options, serve};
+use kiln_courier::{Given, Options, serve};
 use kiln_registry::Credentials;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{BuildArgs, Progress};
+use crate::given;
 use crate::output::OutputSpec;
 
 /// Bytes of a Dockerfile outside of the context: a request holds 1 MiB.
@@ -47,6 +48,7 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
             docker_configs(),
             "~/.docker/config.json (log in with `docker login`)",
         ),
+        given: given(args)?,
         ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
         control: None,
         state_dir: None,
@@ -97,6 +99,12 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
         )?;
     }
     Ok(true)
+}
+
+/// What the command line gives to steps.
+fn given(args: &BuildArgs) -> Result<Given> {
+    let variable = |name: &str| std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec);
+    Ok(Given { secrets_dir: None, secrets: given::secrets(&args.secrets, &variable)? })
 }
 
 /// Tells only what went wrong.

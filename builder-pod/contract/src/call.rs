@@ -14,6 +14,9 @@ use crate::journal::Event;
 /// Bytes of a frame at most: an image config (4 MiB at most) in JSON quotes.
 pub const MAX_FRAME: u32 = 16 << 20;
 
+/// Bytes of a secret at most; BuildKit's limit.
+pub const MAX_SECRET: usize = 500 << 10;
+
 /// What the builder asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "call")]
@@ -52,6 +55,13 @@ pub enum Call {
         /// The blob.
         blob: Descriptor,
     },
+    /// A step mounts this secret: the courier writes its bytes, at most [`MAX_SECRET`], into the descriptor that comes along
+    /// (a pipe's write end) and closes it. Answered with [`Reply::Done`], or [`Reply::Absent`] when the build was given
+    /// none of this name.
+    Secret {
+        /// Its name in the request.
+        id: String,
+    },
     /// All is there: compose the manifest, push it by digest, get the permit, move the tags, verify, report.
     /// Answered with [`Reply::Committed`].
     Commit {
@@ -78,6 +88,8 @@ pub enum Call {
 pub enum Reply {
     /// Done, nothing to say.
     Done,
+    /// What was asked for was not given to this build.
+    Absent,
     /// See [`Call::Resolve`].
     Resolved {
         /// The pinned image.

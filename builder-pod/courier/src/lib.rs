@@ -7,6 +7,7 @@
 //! | [`session`] | what one attempt has done so far: images, blobs, outcome |
 //! | [`commit`] | manifest, permit, tags |
 //! | [`control`] | permit and stop, as the operator writes them |
+//! | [`given`] | secrets for steps |
 //! | [`journal`] | events, numbered and timed |
 //! | [`output`] | where blobs and manifests go: a registry, a layout, an archive |
 //! | [`manifest`] | composing and checking a manifest; pure |
@@ -15,6 +16,7 @@
 pub mod commit;
 pub mod control;
 pub mod failure;
+pub mod given;
 pub mod journal;
 pub mod manifest;
 pub mod output;
@@ -22,4 +24,5 @@ pub mod server;
 pub mod session;
 mod wire;
 
+pub use given::Given;
 pub use server::{Options, Served, serve};

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::{Control, POLL};
 use crate::failure::{Purpose, internal, of_registry};
+use crate::given::Given;
 use crate::journal::{Journal, Sink};
 use crate::output::{Bytestream, Target};
 use crate::session::{Files, Saved, Session};
@@ -38,6 +39,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where logins are.
     pub credentials: Credentials,
+    /// Secrets for steps.
+    pub given: Given,
     /// Certificates that are trusted beside the bundled roots.
     pub ca_bundle: Option<PathBuf>,
     /// The downwardAPI volume; none on a plain machine.
@@ -99,6 +102,7 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         control,
         Journal::new(options.sink, state),
         Files { saved: saved_at, report: options.report },
+        options.given,
     ));
     let listener = UnixListener::bind(&options.socket)
         .or_else(|_| {
@@ -280,6 +284,11 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             let how = session.target.put(&session.client, &blob, Bytestream::Base(name)).await?;
             session.has(&blob.digest);
             Ok(Reply::Stored { how })
+        }
+        Call::Secret { id } => {
+            let (session, pipe) = (session.clone(), needed(fd)?);
+            let task = tokio::task::spawn_blocking(move || session.given.secret(&id, pipe));
+            task.await.map_err(|e| internal(e.to_string()))?
         }
         Call::Commit { config, layers } => {
             // In a task of its own: the image is tagged even if the builder dies while it waits.

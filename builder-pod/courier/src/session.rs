@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::control::Control;
 use crate::failure::{Purpose, internal, of_registry};
+use crate::given::Given;
 use crate::journal::Journal;
 use crate::output::Target;
 
@@ -30,6 +31,8 @@ pub struct Session {
     pub target: Target,
     /// Permit and stop.
     pub control: Control,
+    /// Secrets for steps.
+    pub given: Given,
     /// Held from the moment the first tag may move until all have: an outcome and a stop wait for it.
     pub tagging: tokio::sync::Mutex<()>,
     /// Why the attempt is to stop, once it is.
@@ -71,12 +74,14 @@ impl Session {
         control: Control,
         journal: Journal,
         files: Files,
+        given: Given,
     ) -> Self {
         Self {
             request,
             client,
             target,
             control,
+            given,
             tagging: tokio::sync::Mutex::new(()),
             stop: watch::Sender::new(None),
             ended: Notify::new(),

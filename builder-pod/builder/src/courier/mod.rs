@@ -11,6 +11,8 @@ use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
 use kiln_contract::{Descriptor, Failure};
 
+use crate::engine::Secret;
+
 pub use client::{Client, SOCKET_WAIT};
 
 /// What the courier says after a commit.
@@ -74,6 +76,12 @@ pub trait Courier: Send + Sync {
     /// # Errors
     /// As [`Courier::put_blob`].
     fn put_base_blob(&self, image: &str, blob: &Descriptor) -> Result<Stored, CourierError>;
+
+    /// A secret for a step; `None` when the build was given none of this name.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError>;
 
     /// Has the manifest composed, pushed and tagged.
     ///

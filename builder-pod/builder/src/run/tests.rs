@@ -71,7 +71,9 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
             .map(|done| Reply::Committed { digest: done.digest, references: done.references }),
         Call::Event { event } => done(courier.event(event)),
         Call::Fail { failure } => done(courier.fail(&failure)),
-        Call::ReadBlob { .. } | Call::PutBlob { .. } => panic!("these carry a descriptor"),
+        Call::ReadBlob { .. } | Call::PutBlob { .. } | Call::Secret { .. } => {
+            panic!("these carry a descriptor")
+        }
     };
     match result {
         Ok(reply) => reply,

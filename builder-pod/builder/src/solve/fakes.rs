@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::courier::CourierError;
-use crate::engine::{Destination, Diff, EngineErrorKind, Exit, Output, Owner, Step, Unpacked, User, View};
+use crate::engine::{
+    Destination, Diff, EngineErrorKind, Exit, Output, Owner, Secret, Step, Unpacked, User, View,
+};
 
 pub(crate) fn id(text: &str) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(text.as_bytes())))
@@ -114,6 +116,9 @@ impl Engine for FakeEngine {
         for mount in &step.mounts {
             self.notes.add(format!("mount {} {} {:?}", mount.target, mount.read_only, mount.source));
         }
+        if !step.mounts.is_empty() {
+            self.notes.add(format!("env {}", step.env.join(" ")));
+        }
         output.write(format!("output of {command}\n").as_bytes());
         if self.endless {
             while !stop.is_stopped() {
@@ -137,8 +142,8 @@ impl Engine for FakeEngine {
         Ok(Diff::default())
     }
 
-    fn remove(&self, _trees: &[String]) -> Result<(), EngineError> {
-        Ok(())
+    fn remove(&self, trees: &[String]) -> Result<(), EngineError> {
+        self.note("remove", &trees.join(","))
     }
 }
 
@@ -147,6 +152,7 @@ impl Engine for FakeEngine {
 pub(crate) struct FakeCourier {
     pub notes: Notes,
     pub fail: Mutex<BTreeMap<&'static str, Failure>>,
+    pub secrets: BTreeMap<&'static str, String>,
     /// The diff IDs in the configs are wrong.
     pub wrong: bool,
     pub committed: Mutex<Option<(Value, Vec<Descriptor>)>>,
@@ -205,6 +211,11 @@ impl Courier for FakeCourier {
     fn put_base_blob(&self, image: &str, _blob: &Descriptor) -> Result<Stored, CourierError> {
         self.note("put_base_blob", image)?;
         Ok(Stored::Mounted)
+    }
+
+    fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError> {
+        self.note("secret", id)?;
+        Ok(self.secrets.get(id).map(|value| Secret(value.as_bytes().to_vec())))
     }
 
     fn commit(&self, config: &str, layers: &[Descriptor]) -> Result<Committed, CourierError> {

@@ -6,6 +6,7 @@ pub mod failure;
 pub mod log;
 mod mount;
 mod publish;
+mod redact;
 mod resolve;
 mod shared;
 mod step;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use kiln_contract::{Failure, FailureClass, reason};
 
+use super::MAX_SECRETS;
 use super::failure::{Halt, of_engine};
 use super::step::Steps;
-use crate::engine::{Destination, EngineError, Mount, MountSource, Owner, Selection, View};
+use crate::engine::{Destination, EngineError, Mount, MountSource, Owner, Secret, Selection, View};
 use crate::plan::{self, Cache, CopyFrom};
 
 /// What the steps of a build have mounted so far.
@@ -17,6 +18,8 @@ pub(super) struct Mounted {
     caches: BTreeMap<Cache, String>,
     /// The tree with each path of the context.
     context: BTreeMap<String, String>,
+    /// Every secret that a step got: none may appear in the log.
+    pub(super) secrets: Vec<Secret>,
     trees: usize,
 }
 
@@ -25,8 +28,20 @@ pub(super) struct Mounted {
 pub(super) struct Prepared {
     /// For the engine.
     pub mounts: Vec<Mount>,
+    /// Secret variables.
+    env: Vec<(String, String)>,
     /// Trees that are of no use when the step has ended.
     discard: Vec<String>,
+}
+
+impl Prepared {
+    /// Sets the variables that hold secrets.
+    pub fn set(&self, env: &mut Vec<String>) {
+        for (name, value) in &self.env {
+            env.retain(|pair| pair.split_once('=').is_none_or(|(known, _)| known != name));
+            env.push(format!("{name}={value}"));
+        }
+    }
 }
 
 impl Mounted {
@@ -40,6 +55,7 @@ impl Steps<'_> {
     /// Makes ready what a step mounts.
     pub(super) fn prepare(&mut self, mounts: &[plan::Mount]) -> Result<Prepared, Halt> {
         let mut prepared = Prepared::default();
+        let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
         for mount in mounts {
             match mount {
                 plan::Mount::Files { target, read_only, from, path } => {
@@ -57,9 +73,18 @@ impl Steps<'_> {
                     let source = MountSource::Memory { size: *size };
                     prepared.mounts.push(Mount { target: target.clone(), read_only: *read_only, source });
                 }
-                plan::Mount::Secret { .. } | plan::Mount::Agent { .. } => {
-                    let text =
-                        "RUN --mount=type=secret and type=ssh are not supported by this version of Kiln";
+                plan::Mount::Secret { id, target, env, mode, owner, required } => {
+                    let Some(bytes) = self.secret(id, *required, &mut secrets)? else { continue };
+                    if let Some(name) = env {
+                        prepared.env.push((name.clone(), text(id, &bytes)?));
+                    }
+                    if let Some(target) = target {
+                        let source = MountSource::File { bytes, mode: *mode, owner: *owner };
+                        prepared.mounts.push(Mount { target: target.clone(), read_only: true, source });
+                    }
+                }
+                plan::Mount::Agent { .. } => {
+                    let text = "RUN --mount=type=ssh is not supported by this version of Kiln";
                     return Err(Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into());
                 }
             }
@@ -107,6 +132,38 @@ impl Steps<'_> {
         Ok(tree)
     }
 
+    /// Takes a secret for a step, each once; `taken` are those that it has.
+    fn secret(
+        &mut self,
+        id: &str,
+        required: bool,
+        taken: &mut BTreeMap<String, Secret>,
+    ) -> Result<Option<Secret>, Halt> {
+        if let Some(known) = taken.get(id) {
+            return Ok(Some(known.clone()));
+        }
+        let Some(secret) = self.shared.courier.secret(id)? else {
+            if !required {
+                return Ok(None);
+            }
+            let text = format!(
+                "the secret {id} is required and was not given; add it to spec.secrets, or pass it to `kiln build` with --secret id={id},src=FILE"
+            );
+            return Err(Failure::new(FailureClass::User, reason::NOT_FOUND, text).into());
+        };
+        if taken.values().map(|known| known.0.len()).sum::<usize>() + secret.0.len() > MAX_SECRETS {
+            let text = format!(
+                "the secrets of the step have together more than the {MAX_SECRETS} bytes that are allowed"
+            );
+            return Err(Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into());
+        }
+        if !self.mounted.secrets.contains(&secret) {
+            self.mounted.secrets.push(secret.clone());
+        }
+        taken.insert(id.to_owned(), secret.clone());
+        Ok(Some(secret))
+    }
+
     fn cache(&mut self, cache: &Cache, path: &str) -> Result<MountSource, Halt> {
         // A wished owner or mode means a fresh directory, also in BuildKit.
         let from = if cache.root.is_none() { cache.from } else { None };
@@ -126,6 +183,15 @@ impl Steps<'_> {
         };
         Ok(MountSource::Trees { lowers, upper: Some(tree), path: path.to_owned(), name })
     }
+}
+
+/// A secret as the value of a variable.
+fn text(id: &str, secret: &Secret) -> Result<String, Halt> {
+    let text = String::from_utf8(secret.0.clone()).ok().filter(|text| !text.contains('\0'));
+    text.ok_or_else(|| {
+        let text = format!("the secret {id} is no text and can't be a variable; mount it as a file");
+        Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into()
+    })
 }
 
 /// A path as a pattern that matches just it.

@@ -13,6 +13,7 @@ use super::failure::{Halt, of_engine};
 use super::log::{Entry, Log};
 use super::mount::Mounted;
 use super::publish::Job;
+use super::redact::Redactor;
 use super::shared::Shared;
 use super::{Context, Wishes, World, short};
 use crate::engine::Step as Command;
@@ -165,6 +166,7 @@ impl<'a> Steps<'a> {
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
                     env.push(format!("HOME={}", user.home));
                 }
+                prepared.set(&mut env);
                 let command = Command {
                     view: view.clone(),
                     argv: argv.clone(),
@@ -225,8 +227,10 @@ impl<'a> Steps<'a> {
     fn command(&self, command: &Command, log: &mut dyn Log) -> Result<Exit, CommandFault> {
         let id = digest(&[self.wishes.attempt, &command.view.upper]);
         log.entry(Entry::Running { id: short(&id) });
-        let mut output = StepOutput { log: &mut *log, tail: Vec::new() };
+        let redactor = Redactor::new(&self.mounted.secrets);
+        let mut output = StepOutput { log: &mut *log, redactor, tail: Vec::new() };
         let ended = self.shared.engine.run(command, &mut output, self.shared.stop);
+        output.finish();
         let tail = String::from_utf8_lossy(&output.tail).into_owned();
         let words = command.argv.join(" ");
         match ended {
@@ -309,14 +313,31 @@ fn check_owner(lowers: &[String], chown: &str) -> Result<(), Halt> {
     Err(Failure::new(FailureClass::User, reason::NOT_FOUND, message).into())
 }
 
-/// Hands a command's output to the log and keeps its end.
+/// Hands a command's output, without the build's secrets, to the log and keeps its end.
 struct StepOutput<'a> {
     log: &'a mut dyn Log,
+    redactor: Redactor,
     tail: Vec<u8>,
 }
 
 impl Output for StepOutput<'_> {
     fn write(&mut self, bytes: &[u8]) {
+        let bytes = self.redactor.take(bytes);
+        self.show(&bytes);
+    }
+}
+
+impl StepOutput<'_> {
+    /// The command has ended.
+    fn finish(&mut self) {
+        let bytes = self.redactor.finish();
+        self.show(&bytes);
+    }
+
+    fn show(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         self.log.entry(Entry::Output { bytes });
         self.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
         if self.tail.len() > 2 * TAIL {
