@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::given::SecretSpec;
+use crate::given::{SecretSpec, SshSpec};
 use crate::output::OutputSpec;
 
 /// Builds container images without a daemon.
@@ -44,6 +44,9 @@ pub struct BuildArgs {
     /// Secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE].
     #[arg(long = "secret", value_name = "SPEC")]
     pub secrets: Vec<SecretSpec>,
+    /// SSH agent for RUN --mount=type=ssh: default (the one of SSH_AUTH_SOCK) or NAME=SOCKET or NAME=KEY[,KEY].
+    #[arg(long = "ssh", value_name = "SPEC")]
+    pub ssh: Vec<SshSpec>,
     /// Name and tag of the image; several must be of one repository.
     #[arg(short = 't', long = "tag", value_name = "REF")]
     pub tags: Vec<String>,

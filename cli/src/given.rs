@@ -1,11 +1,12 @@
-//! `--secret` of the command line, as buildx reads it.
+//! `--secret` and `--ssh` of the command line, as buildx reads them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use kiln_contract::call::MAX_SECRET;
-use kiln_courier::given::Secret;
+use kiln_courier::Given;
+use kiln_courier::given::{Secret, Signers};
 
 /// What is wrong with a `--secret`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +40,22 @@ pub enum GivenError {
         id: String,
         /// The variable.
         name: String,
+    },
+    /// No agent to ask.
+    #[error(
+        "the ssh agent {id} needs SSH_AUTH_SOCK in the environment (an agent that runs), or a key: --ssh {id}=KEY"
+    )]
+    NoAgent {
+        /// Its name.
+        id: String,
+    },
+    /// A key or socket that can't be used.
+    #[error("the ssh agent {id}: {why}")]
+    Ssh {
+        /// Its name.
+        id: String,
+        /// What is wrong.
+        why: String,
     },
     /// More than a secret may have.
     #[error("the secret {id} has more than the {MAX_SECRET} bytes that a secret may have")]
@@ -91,6 +108,64 @@ impl FromStr for SecretSpec {
         };
         Ok(Self { id, place })
     }
+}
+
+/// A `--ssh`: `NAME`, `NAME=SOCKET` or `NAME=KEY[,KEY]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshSpec {
+    id: String,
+    paths: Vec<PathBuf>,
+}
+
+impl FromStr for SshSpec {
+    type Err = GivenError;
+
+    fn from_str(text: &str) -> Result<Self, GivenError> {
+        let (id, paths) = text.split_once('=').unwrap_or((text, ""));
+        let id = if id.is_empty() { "default" } else { id };
+        let paths = paths.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+        Ok(Self { id: id.to_owned(), paths })
+    }
+}
+
+/// Who signs for each agent; `default_socket` is `SSH_AUTH_SOCK`.
+///
+/// # Errors
+/// A key or socket is not there, or the key can't be used.
+pub fn agents(
+    specs: &[SshSpec],
+    default_socket: Option<&Path>,
+) -> Result<BTreeMap<String, Signers>, GivenError> {
+    let mut agents = BTreeMap::new();
+    for SshSpec { id, paths } in specs {
+        let fault = |why: String| GivenError::Ssh { id: id.clone(), why };
+        let mut absolute = Vec::new();
+        for path in paths {
+            let shown = |e: std::io::Error| fault(format!("{}: {e}", path.display()));
+            let path = std::path::absolute(path).map_err(shown)?;
+            let is_socket = {
+                use std::os::unix::fs::FileTypeExt as _;
+                std::fs::metadata(&path).map_err(shown)?.file_type().is_socket()
+            };
+            absolute.push((path, is_socket));
+        }
+        let signers = match absolute.as_slice() {
+            [] => {
+                let socket = default_socket.filter(|path| !path.as_os_str().is_empty());
+                Signers::Socket(socket.ok_or_else(|| GivenError::NoAgent { id: id.clone() })?.to_owned())
+            }
+            [(socket, true)] => Signers::Socket(socket.clone()),
+            several if several.iter().any(|(_, is_socket)| *is_socket) => {
+                return Err(fault("a socket stands alone: either one socket or keys".to_owned()));
+            }
+            _ => Signers::Keys(absolute.into_iter().map(|(path, _)| path).collect()),
+        };
+        // A key that can't be used is told now.
+        let one = Given { ssh: [(id.clone(), signers.clone())].into(), ..Given::default() };
+        one.agent(id).map_err(|failure| fault(failure.message))?;
+        agents.insert(id.clone(), signers);
+    }
+    Ok(agents)
 }
 
 /// Where the secrets are; whatever is not there is told now and not in the middle of a build.
@@ -166,6 +241,31 @@ mod tests {
         let either: SecretSpec = "id=TOKEN".parse().expect("good");
         let found = secrets(&[either], &|_| Some(b"v".to_vec())).expect("there");
         assert_eq!(found["TOKEN"], Secret::Bytes(b"v".to_vec()));
+    }
+
+    #[test]
+    fn agents_are_sockets_or_keys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("agent");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("listening");
+        let read =
+            |text: &str, default: Option<&Path>| agents(&[text.parse::<SshSpec>().expect("always")], default);
+        let here = socket.display().to_string();
+        let expected = |id: &str| Ok([(id.to_owned(), Signers::Socket(socket.clone()))].into());
+        assert_eq!(read("default", Some(&socket)), expected("default"));
+        assert_eq!(read("", Some(&socket)), expected("default"));
+        assert_eq!(read(&format!("git={here}"), None), expected("git"));
+        std::fs::write(dir.path().join("key"), "no key").expect("written");
+        let key = dir.path().join("key").display().to_string();
+        for (text, words) in [
+            ("default", "needs SSH_AUTH_SOCK"),
+            ("a=/nonexistent/x", "/nonexistent/x: No such file"),
+            (&format!("a={here},{key}"), "a socket stands alone"),
+            (&format!("a={key}"), "expected a private key in OpenSSH's format"),
+        ] {
+            let error = read(text, None).expect_err(words).to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -104,7 +104,11 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
 /// What the command line gives to steps.
 fn given(args: &BuildArgs) -> Result<Given> {
     let variable = |name: &str| std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec);
-    Ok(Given { secrets_dir: None, secrets: given::secrets(&args.secrets, &variable)? })
+    Ok(Given {
+        secrets: given::secrets(&args.secrets, &variable)?,
+        ssh: given::agents(&args.ssh, std::env::var_os("SSH_AUTH_SOCK").as_deref().map(Path::new))?,
+        ..Given::default()
+    })
 }
 
 /// Tells only what went wrong.

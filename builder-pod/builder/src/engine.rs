@@ -8,6 +8,7 @@
 mod mount;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -231,6 +232,12 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// Kind `Space` or `Internal`.
     fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError>;
+
+    /// Listens at the new socket `name` (named like a tree, and removed like one) which a step can mount and `owner` owns.
+    ///
+    /// # Errors
+    /// Kind `User` for an owner that steps can't have, else `Space` or `Internal`.
+    fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError>;
 
     /// Looks a USER (`name`, `uid`, `name:group`, `uid:gid`…) up in the image's passwd and group files.
     ///

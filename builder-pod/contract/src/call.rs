@@ -62,6 +62,18 @@ pub enum Call {
         /// Its name in the request.
         id: String,
     },
+    /// Whether the build was given an ssh agent of this name. Answered with [`Reply::Done`] or [`Reply::Absent`].
+    FindAgent {
+        /// Its name in the request.
+        id: String,
+    },
+    /// A process of a step has connected to the agent's socket: the descriptor that comes along is that connection (a
+    /// stream socket), on which the courier speaks the ssh agent's protocol until it ends; it lists keys and signs, and
+    /// does nothing else. Answered at once, with [`Reply::Done`] or [`Reply::Absent`].
+    ServeAgent {
+        /// Its name in the request.
+        id: String,
+    },
     /// All is there: compose the manifest, push it by digest, get the permit, move the tags, verify, report.
     /// Answered with [`Reply::Committed`].
     Commit {

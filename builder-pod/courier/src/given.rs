@@ -1,5 +1,5 @@
-//! What a build was given for its steps: secrets. Each is read when a step asks for it, and handed out through the step's
-//! descriptor only; nothing of it is kept.
+//! What a build was given for its steps: secrets and ssh agents. Each is read when a step asks for it, and handed out
+//! through the step's descriptor only; nothing of it is kept.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use kiln_contract::call::{MAX_SECRET, Reply};
 use kiln_contract::failure::{Failure, FailureClass, reason};
 
+use crate::agent::Agent;
+use crate::agent::keys::Key;
 use crate::failure::internal;
 
 /// Where secrets are.
@@ -19,6 +21,19 @@ pub struct Given {
     pub secrets_dir: Option<PathBuf>,
     /// One by one, on a plain machine.
     pub secrets: BTreeMap<String, Secret>,
+    /// A directory with a private key per agent's id, in a pod.
+    pub ssh_dir: Option<PathBuf>,
+    /// One by one, on a plain machine.
+    pub ssh: BTreeMap<String, Signers>,
+}
+
+/// Who signs for an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Signers {
+    /// An agent that listens at a socket.
+    Socket(PathBuf),
+    /// These private keys.
+    Keys(Vec<PathBuf>),
 }
 
 /// Where a secret is.
@@ -66,6 +81,32 @@ impl Given {
     }
 }
 
+impl Given {
+    /// The agent of a name; `None` when the build was given none.
+    ///
+    /// # Errors
+    /// A key can't be read.
+    pub fn agent(&self, id: &str) -> Result<Option<Agent>, Failure> {
+        let named = self.ssh.get(id).cloned();
+        let in_pod = || in_directory(self.ssh_dir.as_deref(), id).map(|path| Signers::Keys(vec![path]));
+        let paths = match named.or_else(in_pod) {
+            None => return Ok(None),
+            Some(Signers::Socket(path)) => return Ok(Some(Agent::Socket(path))),
+            Some(Signers::Keys(paths)) => paths,
+        };
+        let key = |path: &PathBuf| {
+            let fault = |why: String| {
+                let text = format!("the ssh key {id} can't be used ({}): {why}", path.display());
+                Failure::new(FailureClass::User, reason::INVALID_SPEC, text)
+            };
+            let bytes = read(path).map_err(|e| fault(e.to_string()))?;
+            Key::parse(&bytes, id).map_err(|e| fault(e.to_string()))
+        };
+        let keys: Vec<Key> = paths.iter().map(key).collect::<Result<_, _>>()?;
+        Ok(Some(Agent::Keys(keys)))
+    }
+}
+
 /// The file of an id, where there is one; ids come from Dockerfiles and must not lead elsewhere.
 fn in_directory(dir: Option<&Path>, id: &str) -> Option<PathBuf> {
     let plain = !id.is_empty() && !id.starts_with('.') && !id.contains(['/', '\0']);
@@ -107,7 +148,7 @@ mod tests {
             ("here".to_owned(), Secret::Bytes(b"given".to_vec())),
             ("gone".to_owned(), Secret::File(dir.path().join("gone"))),
         ];
-        let given = Given { secrets_dir: Some(secrets), secrets: named.into() };
+        let given = Given { secrets_dir: Some(secrets), secrets: named.into(), ..Given::default() };
         assert_eq!(ask(&given, "npm.token"), (Ok(Reply::Done), b"from file".to_vec()));
         assert_eq!(ask(&given, "here"), (Ok(Reply::Done), b"given".to_vec()));
         assert_eq!(ask(&given, "large").1.len(), MAX_SECRET);

@@ -7,12 +7,14 @@
 //! | [`session`] | what one attempt has done so far: images, blobs, outcome |
 //! | [`commit`] | manifest, permit, tags |
 //! | [`control`] | permit and stop, as the operator writes them |
-//! | [`given`] | secrets for steps |
+//! | [`given`] | secrets and agents for steps |
+//! | [`agent`] | the ssh agent's protocol, and keys |
 //! | [`journal`] | events, numbered and timed |
 //! | [`output`] | where blobs and manifests go: a registry, a layout, an archive |
 //! | [`manifest`] | composing and checking a manifest; pure |
 //! | [`failure`] | registry errors in the words of a build's failure; pure |
 
+pub mod agent;
 pub mod commit;
 pub mod control;
 pub mod failure;

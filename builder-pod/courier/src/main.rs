@@ -33,6 +33,9 @@ struct Args {
     /// Directory with the secrets of steps, one file per id.
     #[arg(long, default_value = paths::SECRETS_DIR)]
     secrets: PathBuf,
+    /// Directory with the private keys of steps' ssh agents, one file per id.
+    #[arg(long, default_value = paths::SSH_DIR)]
+    ssh: PathBuf,
     /// Directory for what survives a restart.
     #[arg(long, default_value = paths::STATE_DIR)]
     state: PathBuf,
@@ -74,7 +77,7 @@ async fn run(args: Args) -> Result<()> {
             paths::AUTH_FILE,
             "the imagePullSecrets of the build's service account",
         ),
-        given: Given { secrets_dir: Some(args.secrets), ..Given::default() },
+        given: Given { secrets_dir: Some(args.secrets), ssh_dir: Some(args.ssh), ..Given::default() },
         ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
         control: Some(args.control),
         state_dir: Some(args.state),

@@ -275,6 +275,19 @@ impl Courier for Client {
         }
     }
 
+    fn find_agent(&self, id: &str) -> Result<bool, CourierError> {
+        match self.call(&Call::FindAgent { id: id.to_owned() }, None, Patience::UntilStopped)? {
+            Reply::Done => Ok(true),
+            Reply::Absent => Ok(false),
+            other => Err(unexpected("findAgent", &other)),
+        }
+    }
+
+    fn serve_agent(&self, id: &str, connection: OwnedFd) -> Result<(), CourierError> {
+        let call = Call::ServeAgent { id: id.to_owned() };
+        expect_done("serveAgent", self.call(&call, Some(connection.as_fd()), Patience::UntilStopped)?)
+    }
+
     fn commit(&self, config: &str, layers: &[Descriptor]) -> Result<Committed, CourierError> {
         let call = Call::Commit { config: config.to_owned(), layers: layers.to_vec() };
         match self.call(&call, None, Patience::UntilStopped)? {

@@ -83,6 +83,18 @@ pub trait Courier: Send + Sync {
     /// It can't be read.
     fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError>;
 
+    /// Whether the build was given an ssh agent of this name.
+    ///
+    /// # Errors
+    /// Its keys can't be read.
+    fn find_agent(&self, id: &str) -> Result<bool, CourierError>;
+
+    /// Has an ssh agent serve a connection of a step, until that ends.
+    ///
+    /// # Errors
+    /// As [`Courier::find_agent`]; too many connections.
+    fn serve_agent(&self, id: &str, connection: OwnedFd) -> Result<(), CourierError>;
+
     /// Has the manifest composed, pushed and tagged.
     ///
     /// # Errors

@@ -2,12 +2,13 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use kiln_contract::request::Isolation;
 
 use super::client::Helper;
-use super::view::work_of;
+use super::view::{self, work_of};
 use super::wire::Request;
 use crate::engine::{
     Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, MountSource, Output, Owner, Selection,
@@ -18,7 +19,7 @@ use crate::sandbox::fault::{At as _, Fault, Stage};
 use crate::sandbox::idmap::{self, IdMap};
 use crate::sandbox::spawn::{self, Failure};
 use crate::sandbox::spec::{ProcChoice, ProcKind, Spec, Task};
-use crate::sandbox::{MOUNT_POINT, oom, probe};
+use crate::sandbox::{MOUNT_POINT, oom, probe, socket};
 
 /// Settings of a [`LocalEngine`].
 #[derive(Debug, Clone)]
@@ -188,6 +189,22 @@ impl Engine for LocalEngine {
 
     fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
         self.helper.call(&Request::MakeTree { tree: tree.to_owned(), mode, owner }, None)
+    }
+
+    fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError> {
+        view::check([&name.to_owned()])?;
+        let outside = |inner: u32| {
+            self.map.outside(inner).ok_or_else(|| EngineError {
+                kind: EngineErrorKind::User,
+                message: format!(
+                    "a socket can't be given to {inner}: steps have the ids 0 to {}",
+                    self.map.count - 1
+                ),
+            })
+        };
+        let ids = (outside(owner.uid)?, outside(owner.gid)?);
+        let listening = socket::listen(&self.trees, name, mode, ids);
+        listening.map_err(|error| internal(format!("cannot listen at the socket {name}: {error}")))
     }
 
     fn user(&self, lowers: &[String], user: &str) -> Result<User, EngineError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 
 use kiln_contract::call::Stored;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::courier::CourierError;
 use crate::engine::{
-    Destination, Diff, EngineErrorKind, Exit, Output, Owner, Secret, Step, Unpacked, User, View,
+    Destination, Diff, EngineErrorKind, Exit, MountSource, Output, Owner, Secret, Step, Unpacked, User, View,
 };
 
 pub(crate) fn id(text: &str) -> String {
@@ -46,6 +47,8 @@ pub(crate) struct FakeEngine {
     /// How a command ends; 0 when absent.
     pub codes: BTreeMap<String, i32>,
     pub out_of_memory: bool,
+    /// Where the sockets are.
+    pub sockets: Mutex<BTreeMap<String, std::path::PathBuf>>,
     /// Commands that wait until the build is told to stop.
     pub endless: bool,
     /// What a call (by its first word) fails with.
@@ -100,6 +103,15 @@ impl Engine for FakeEngine {
         self.note("make_tree", &format!("{tree} {mode:o} {}:{}", owner.uid, owner.gid))
     }
 
+    fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError> {
+        self.note("listen", &format!("{name} {mode:o} {}:{}", owner.uid, owner.gid))?;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.keep().join(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        self.sockets.lock().unwrap().insert(name.to_owned(), path);
+        Ok(listener)
+    }
+
     fn user(&self, _lowers: &[String], user: &str) -> Result<User, EngineError> {
         self.note("user", user)?;
         Ok(User::default())
@@ -115,6 +127,14 @@ impl Engine for FakeEngine {
         self.note("run", &format!("{}+{} {command}", step.view.lowers.join(","), step.view.upper))?;
         for mount in &step.mounts {
             self.notes.add(format!("mount {} {} {:?}", mount.target, mount.read_only, mount.source));
+        }
+        for mount in &step.mounts {
+            let MountSource::Socket { name } = &mount.source else { continue };
+            let path = self.sockets.lock().unwrap().get(name).unwrap().clone();
+            let mut answer = String::new();
+            UnixStream::connect(&path).unwrap().read_to_string(&mut answer).unwrap();
+            std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+            self.notes.add(format!("connected {answer}"));
         }
         if !step.mounts.is_empty() {
             self.notes.add(format!("env {}", step.env.join(" ")));
@@ -216,6 +236,17 @@ impl Courier for FakeCourier {
     fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError> {
         self.note("secret", id)?;
         Ok(self.secrets.get(id).map(|value| Secret(value.as_bytes().to_vec())))
+    }
+
+    fn find_agent(&self, id: &str) -> Result<bool, CourierError> {
+        self.note("find_agent", id)?;
+        Ok(id == "default")
+    }
+
+    fn serve_agent(&self, id: &str, connection: OwnedFd) -> Result<(), CourierError> {
+        let mut stream = std::os::unix::net::UnixStream::from(connection);
+        stream.write_all(format!("agent {id}").as_bytes()).unwrap();
+        self.note("serve_agent", id)
     }
 
     fn commit(&self, config: &str, layers: &[Descriptor]) -> Result<Committed, CourierError> {

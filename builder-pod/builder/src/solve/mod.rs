@@ -1,6 +1,7 @@
 //! Carries out a plan over the engine and the courier: base images come in and layers go out in the background, steps run
 //! one after another.
 
+mod agent;
 mod bases;
 pub mod failure;
 pub mod log;

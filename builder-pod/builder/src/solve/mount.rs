@@ -2,6 +2,7 @@
 //! changes that are thrown away.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener;
 
 use kiln_contract::{Failure, FailureClass, reason};
 
@@ -30,7 +31,9 @@ pub(super) struct Prepared {
     pub mounts: Vec<Mount>,
     /// Secret variables.
     env: Vec<(String, String)>,
-    /// Trees that are of no use when the step has ended.
+    /// The ssh agents' names, and where the step connects to them.
+    pub agents: Vec<(String, UnixListener)>,
+    /// Trees and sockets that are of no use when the step has ended.
     discard: Vec<String>,
 }
 
@@ -83,9 +86,19 @@ impl Steps<'_> {
                         prepared.mounts.push(Mount { target: target.clone(), read_only: true, source });
                     }
                 }
-                plan::Mount::Agent { .. } => {
-                    let text = "RUN --mount=type=ssh is not supported by this version of Kiln";
-                    return Err(Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into());
+                plan::Mount::Agent { id, target, mode, owner, required } => {
+                    if !self.shared.courier.find_agent(id)? {
+                        if *required {
+                            return Err(no_agent(id));
+                        }
+                        continue;
+                    }
+                    let name = self.mounted.tree('a');
+                    let listener = self.shared.engine.listen(&name, *mode, *owner);
+                    prepared.agents.push((id.clone(), listener.map_err(|e| of_engine(&e, None))?));
+                    prepared.discard.push(name.clone());
+                    let source = MountSource::Socket { name };
+                    prepared.mounts.push(Mount { target: target.clone(), read_only: false, source });
                 }
             }
         }
@@ -183,6 +196,13 @@ impl Steps<'_> {
         };
         Ok(MountSource::Trees { lowers, upper: Some(tree), path: path.to_owned(), name })
     }
+}
+
+fn no_agent(id: &str) -> Halt {
+    let text = format!(
+        "the ssh agent {id} is required and was not given; add it to spec.ssh, or pass it to `kiln build` with --ssh {id}"
+    );
+    Failure::new(FailureClass::User, reason::NOT_FOUND, text).into()
 }
 
 /// A secret as the value of a variable.

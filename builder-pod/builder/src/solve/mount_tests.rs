@@ -102,3 +102,22 @@ fn a_secret_that_is_missing_or_no_text_is_told() {
     let text = "FROM alpine\nRUN --mount=type=secret,id=a --mount=type=secret,id=b one\n";
     assert!(rig.build(text).unwrap_err().message.contains("together more than"));
 }
+
+#[test]
+fn agents_are_connected_to_while_the_step_runs() {
+    let mut rig = Rig::default();
+    rig.build("FROM alpine\nRUN --mount=type=ssh,uid=5 --mount=type=ssh,id=none one\n").unwrap();
+    assert_eq!(
+        rig.engine.notes.of(&["listen", "mount", "connected", "remove"]),
+        [
+            "listen a1 600 5:0",
+            "mount /run/buildkit/ssh_agent.0 false Socket { name: \"a1\" }",
+            "connected agent default",
+            "remove a1",
+        ]
+    );
+    assert_eq!(rig.courier.notes.of(&["find_agent", "serve_agent"]).len(), 3);
+    let failure = Rig::default().build("FROM alpine\nRUN --mount=type=ssh,id=x,required one\n").unwrap_err();
+    assert!(failure.message.contains("the ssh agent x is required"), "{failure}");
+    assert_eq!((failure.line, failure.reason.as_str()), (Some(2), reason::NOT_FOUND));
+}

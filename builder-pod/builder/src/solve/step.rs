@@ -15,7 +15,7 @@ use super::mount::Mounted;
 use super::publish::Job;
 use super::redact::Redactor;
 use super::shared::Shared;
-use super::{Context, Wishes, World, short};
+use super::{Context, Wishes, World, agent, short};
 use crate::engine::Step as Command;
 use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
 use crate::plan::{Action, Base, CopyFrom, Op, Plan, Stage};
@@ -176,7 +176,9 @@ impl<'a> Steps<'a> {
                     network: *network,
                     mounts: prepared.mounts.clone(),
                 };
-                stubs = self.command(&command, log).map_err(|halt| halt.into_halt(&op.action))?.stubs;
+                let run = || self.command(&command, log);
+                let ended = agent::with(&prepared.agents, self.shared.courier, run)?;
+                stubs = ended.map_err(|halt| halt.into_halt(&op.action))?.stubs;
                 self.release(&prepared)?;
             }
             Action::Workdir { path, user } => {

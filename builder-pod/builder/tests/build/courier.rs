@@ -96,6 +96,13 @@ impl Courier {
                 }
                 Reply::Done
             }
+            Call::FindAgent { id } if id == "default" => Reply::Done,
+            Call::FindAgent { .. } => Reply::Absent,
+            Call::ServeAgent { id } => {
+                UnixStream::from(fd.context("no descriptor")?)
+                    .write_all(format!("agent {id}\n").as_bytes())?;
+                Reply::Done
+            }
             Call::Commit { config, layers } => self.commit(&config, &layers)?,
             Call::Event { event } => {
                 self.note(event);

@@ -18,7 +18,7 @@ use crate::image;
 /// The engine under test and its first image.
 pub struct World {
     pub engine: LocalEngine,
-    trees: PathBuf,
+    pub trees: PathBuf,
     count: AtomicU32,
 }
 

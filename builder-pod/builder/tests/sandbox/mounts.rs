@@ -3,6 +3,7 @@
 use kiln_builder::engine::{Engine as _, EngineErrorKind, Mount, MountSource, Owner, Secret, Step, View};
 
 use crate::cases::World;
+use crate::image;
 
 type Case = (&'static str, fn(&World));
 
@@ -13,6 +14,7 @@ pub const CASES: &[Case] = &[
     ("mounted_memory_is_empty", mounted_memory_is_empty),
     ("mounted_files_have_owner_and_mode", mounted_files_have_owner_and_mode),
     ("mounts_are_nested", mounts_are_nested),
+    ("mounted_sockets_are_the_users", mounted_sockets_are_the_users),
     ("mounts_leave_nothing", mounts_leave_nothing),
     ("mounts_that_cannot_be", mounts_that_cannot_be),
     ("mounts_stay_inside", mounts_stay_inside),
@@ -246,4 +248,57 @@ fn mounts_stay_inside(world: &World) {
     let links = tree(world, "ln -s ../../../.. /link");
     step.view.lowers.push(links);
     assert_eq!(world.says(&step), "1\nx\n");
+}
+
+/// OpenSSH's program for agents, with its libraries, as a tree; `None` where it is not installed.
+fn ssh_add(world: &World) -> Option<String> {
+    let listed = std::process::Command::new("/usr/bin/ldd").arg("/usr/bin/ssh-add").output().ok()?;
+    let text = String::from_utf8(listed.stdout).ok().filter(|_| listed.status.success())?;
+    let name = "ssh".to_owned();
+    let tree = world.trees.join(&name);
+    let read = |path: &str| std::fs::read(path).unwrap();
+    let paths = text.split_whitespace().filter(|word| word.starts_with('/')).chain(["/usr/bin/ssh-add"]);
+    let files: Vec<_> = paths.map(|path| (tree.join(path.trim_start_matches('/')), read(path))).collect();
+    image::as_id(world.engine.ids(), 0, || {
+        for (path, bytes) in files {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    });
+    Some(name)
+}
+
+fn mounted_sockets_are_the_users(world: &World) {
+    let listener = world.engine.listen("agent", 0o600, Owner { uid: 1000, gid: 7 }).unwrap();
+    listener.set_nonblocking(false).unwrap();
+    let socket = || vec![at("/run/agent", false, MountSource::Socket { name: "agent".to_owned() })];
+    let script = "test -S /run/agent && stat -c '%a %u %g' /run/agent";
+    assert_eq!(world.says(&with(world.shell(script), socket())), "600 1000 7\n");
+    let error = world.engine.listen("nobody", 0o600, Owner { uid: 70_000, gid: 0 }).unwrap_err();
+    assert_eq!(error.kind, EngineErrorKind::User, "{error}");
+    let Some(ssh) = ssh_add(world) else {
+        println!("    no connection tried: ssh-add or ldd is missing");
+        return;
+    };
+    let connect = |mut step: Step| {
+        step.view.lowers.push(ssh.clone());
+        step.network = false;
+        world.run(&with(step, socket())).unwrap().1
+    };
+    let script = "SSH_AUTH_SOCK=/run/agent /usr/bin/ssh-add -l 2>&1";
+    // An agent without keys: one request, one answer.
+    let serving = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
+        stream.write_all(&[0, 0, 0, 5, 12, 0, 0, 0, 0]).unwrap();
+    });
+    assert_eq!(connect(world.app(script)), "The agent has no identities.\n");
+    serving.join().unwrap();
+    let mut other = world.app(script);
+    other.user.owner = Owner { uid: 1001, gid: 1001 };
+    assert!(connect(other).contains("Permission denied"), "it is another user's");
+    world.engine.remove(&["agent".into()]).unwrap();
+    assert!(!world.trees.join("agent").exists());
 }
