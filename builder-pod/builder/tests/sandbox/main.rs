@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a case that panics is a case that failed")]
 
+mod boundary;
 mod cases;
 mod image;
 mod mounts;

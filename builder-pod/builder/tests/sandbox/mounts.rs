@@ -2,10 +2,8 @@
 
 use kiln_builder::engine::{Engine as _, EngineErrorKind, Mount, MountSource, Owner, Secret, Step, View};
 
-use crate::cases::World;
+use crate::cases::{Case, World};
 use crate::image;
-
-type Case = (&'static str, fn(&World));
 
 pub const CASES: &[Case] = &[
     ("mounted_trees_are_read_only", mounted_trees_are_read_only),
