@@ -62,6 +62,11 @@ pub struct BuildArgs {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     pub timeout: u64,
+    /// Where caches of RUN --mount=type=cache are kept from build to build, on the file system of the working directory
+    /// [default: they end with the build]. One build at a time has a cache; one beside it begins with an empty one, or waits
+    /// where the mount says sharing=locked.
+    #[arg(long, value_name = "DIR", env = "KILN_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
     /// Where layers are kept while the build runs: a directory on ext4, xfs, btrfs or tmpfs [default: /var/tmp].
     #[arg(long, value_name = "DIR", env = "KILN_WORK_DIR")]
     pub work_dir: Option<PathBuf>,

@@ -78,8 +78,8 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
             work_dir: &work_dir,
             stop: &stop,
             start_engine: &|work_dir, isolation| {
-                let engine: Arc<dyn Engine> =
-                    Arc::new(LocalEngine::start(work_dir, isolation, EngineOptions::default())?);
+                let options = EngineOptions { cache_dir: args.cache_dir.clone(), ..EngineOptions::default() };
+                let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(work_dir, isolation, options)?);
                 Ok(engine)
             },
             log: &mut *log,

@@ -233,6 +233,21 @@ pub trait Engine: Send + Sync {
     /// Kind `Space` or `Internal`.
     fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError>;
 
+    /// Makes the cache `key`, as an earlier step or build left it, the new tree `tree`; nobody else has it until
+    /// [`Engine::keep_cache`]. `false`, and no tree, when there is none, when caches end with the build, or when another
+    /// build has it and `wait` is not set.
+    ///
+    /// # Errors
+    /// Kind `Stopped` when `stop` was set; `Internal`.
+    fn take_cache(&self, key: &str, tree: &str, wait: bool, stop: &Stop) -> Result<bool, EngineError>;
+
+    /// Makes a tree the cache `key` again. `false`, and the tree stays, when caches end with the build, or when another
+    /// build has the cache.
+    ///
+    /// # Errors
+    /// Kind `Internal`.
+    fn keep_cache(&self, key: &str, tree: &str) -> Result<bool, EngineError>;
+
     /// Listens at the new socket `name` (named like a tree, and removed like one) which a step can mount and `owner` owns.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_contract::request::Isolation;
 
+use super::caches::Caches;
 use super::client::Helper;
 use super::view::{self, work_of};
 use super::wire::Request;
@@ -28,11 +29,14 @@ pub struct Options {
     pub program: PathBuf,
     /// First host id of steps in mode `HostRange`.
     pub host_base: u32,
+    /// Where caches of steps outlast the build, on the file system of the workspace; none: nowhere. It takes rights over
+    /// the files of steps (root, or root of an outer user namespace), which a pod has not.
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), host_base: idmap::HOST_RANGE_BASE }
+        Self { program: PathBuf::from("/proc/self/exe"), host_base: idmap::HOST_RANGE_BASE, cache_dir: None }
     }
 }
 
@@ -44,6 +48,7 @@ pub struct LocalEngine {
     program: PathBuf,
     map: IdMap,
     proc: ProcKind,
+    caches: Option<Caches>,
 }
 
 /// Names of the probe's trees.
@@ -61,7 +66,8 @@ impl LocalEngine {
         let explain = |fault: Fault| probe::explain(&fault, &facts::gather(work_dir));
         let trees = make_directories(work_dir).map_err(explain)?;
         let helper = Helper::start(&options.program, &trees, map).map_err(explain)?;
-        let mut engine = Self { helper, trees, program: options.program, map, proc: ProcKind::Bound };
+        let caches = options.cache_dir.as_deref().map(|dir| Caches::new(dir, &trees, map)).transpose()?;
+        let mut engine = Self { helper, trees, program: options.program, map, proc: ProcKind::Bound, caches };
         engine.clear()?;
         engine.proc = engine.probe()?;
         Ok(engine)
@@ -189,6 +195,15 @@ impl Engine for LocalEngine {
 
     fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
         self.helper.call(&Request::MakeTree { tree: tree.to_owned(), mode, owner }, None)
+    }
+
+    fn take_cache(&self, key: &str, tree: &str, wait: bool, stop: &Stop) -> Result<bool, EngineError> {
+        view::check([&tree.to_owned()])?;
+        self.caches.as_ref().map_or(Ok(false), |caches| caches.take(key, tree, wait, stop))
+    }
+
+    fn keep_cache(&self, key: &str, tree: &str) -> Result<bool, EngineError> {
+        self.caches.as_ref().map_or(Ok(false), |caches| caches.keep(key, tree))
     }
 
     fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError> {

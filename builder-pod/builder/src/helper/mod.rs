@@ -4,6 +4,7 @@
 //! persistent process (`__kiln-helper`) in a user namespace of its own with the same ids as the steps' namespaces. It is a
 //! sibling: a step cannot look into it, though both have the same user 0.
 
+mod caches;
 mod client;
 mod local;
 mod server;

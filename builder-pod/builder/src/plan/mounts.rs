@@ -100,6 +100,14 @@ pub struct Cache {
     pub root: Option<(u32, u32, u32)>,
 }
 
+impl Cache {
+    /// Names it from build to build.
+    pub fn key(&self) -> String {
+        let root = self.root.map(|(mode, uid, gid)| format!("{mode:o} {uid}:{gid}"));
+        format!("{} {}", root.unwrap_or_default(), self.id)
+    }
+}
+
 /// Modes that BuildKit gives by default.
 const SECRET_MODE: u32 = 0o400;
 const SOCKET_MODE: u32 = 0o600;

@@ -47,6 +47,8 @@ pub(crate) struct FakeEngine {
     /// How a command ends; 0 when absent.
     pub codes: BTreeMap<String, i32>,
     pub out_of_memory: bool,
+    /// Caches outlast a build.
+    pub keeps_caches: bool,
     /// Where the sockets are.
     pub sockets: Mutex<BTreeMap<String, std::path::PathBuf>>,
     /// Commands that wait until the build is told to stop.
@@ -101,6 +103,20 @@ impl Engine for FakeEngine {
 
     fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
         self.note("make_tree", &format!("{tree} {mode:o} {}:{}", owner.uid, owner.gid))
+    }
+
+    fn take_cache(&self, key: &str, tree: &str, wait: bool, _stop: &Stop) -> Result<bool, EngineError> {
+        if self.keeps_caches {
+            self.note("take_cache", &format!("{key} {tree} {wait}"))?;
+        }
+        Ok(self.keeps_caches && self.notes.all().contains(&format!("keep_cache {key}")))
+    }
+
+    fn keep_cache(&self, key: &str, _tree: &str) -> Result<bool, EngineError> {
+        if self.keeps_caches {
+            self.note("keep_cache", key)?;
+        }
+        Ok(self.keeps_caches)
     }
 
     fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError> {

@@ -1,10 +1,11 @@
 //! What a step mounts, made ready: trees of stages, images and the context, caches that last for the build, and trees for
 //! changes that are thrown away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;
 
 use kiln_contract::{Failure, FailureClass, reason};
+use kiln_dockerfile::instruction::Sharing;
 
 use super::MAX_SECRETS;
 use super::failure::{Halt, of_engine};
@@ -15,7 +16,7 @@ use crate::plan::{self, Cache, CopyFrom};
 /// What the steps of a build have mounted so far.
 #[derive(Debug, Default)]
 pub(super) struct Mounted {
-    /// The tree of each cache. Steps run one after another, so every way of sharing one is the same.
+    /// The tree of each cache. Steps run one after another, so within a build every way of sharing one is the same.
     caches: BTreeMap<Cache, String>,
     /// The tree with each path of the context.
     context: BTreeMap<String, String>,
@@ -55,9 +56,33 @@ impl Mounted {
 }
 
 impl Steps<'_> {
+    /// Does a step's work with what it mounts.
+    pub(super) fn with_mounts<T>(
+        &mut self,
+        mounts: &[plan::Mount],
+        work: impl FnOnce(&Self, &Prepared) -> Result<T, Halt>,
+    ) -> Result<T, Halt> {
+        let done = self.prepare(mounts).and_then(|prepared| {
+            let done = work(self, &prepared)?;
+            self.release(&prepared).map(|()| done)
+        });
+        // A step that failed has filled its caches all the same.
+        let kept = self.keep_caches();
+        let done = done?;
+        kept.map(|()| done)
+    }
+
     /// Makes ready what a step mounts.
-    pub(super) fn prepare(&mut self, mounts: &[plan::Mount]) -> Result<Prepared, Halt> {
+    fn prepare(&mut self, mounts: &[plan::Mount]) -> Result<Prepared, Halt> {
         let mut prepared = Prepared::default();
+        // All builds wait for caches in one order, so that none waits for another in a circle.
+        let locked = mounts.iter().filter_map(|mount| match mount {
+            plan::Mount::Cache { cache, sharing: Sharing::Locked, .. } => Some(cache),
+            _ => None,
+        });
+        for cache in locked.collect::<BTreeSet<_>>() {
+            self.cache_tree(cache, true)?;
+        }
         let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
         for mount in mounts {
             match mount {
@@ -106,11 +131,23 @@ impl Steps<'_> {
     }
 
     /// The step has ended.
-    pub(super) fn release(&self, prepared: &Prepared) -> Result<(), Halt> {
+    fn release(&self, prepared: &Prepared) -> Result<(), Halt> {
         if prepared.discard.is_empty() {
             return Ok(());
         }
         self.shared.engine.remove(&prepared.discard).map_err(|e| of_engine(&e, None))
+    }
+
+    /// Gives back the caches that outlast the build; the others stay for the next steps.
+    fn keep_caches(&mut self) -> Result<(), Halt> {
+        let mut left = BTreeMap::new();
+        for (cache, tree) in std::mem::take(&mut self.mounted.caches) {
+            if !self.shared.engine.keep_cache(&cache.key(), &tree).map_err(|e| of_engine(&e, None))? {
+                left.insert(cache, tree);
+            }
+        }
+        self.mounted.caches = left;
+        Ok(())
     }
 
     /// The trees that a mount shows, from the bottom up, and what people call them.
@@ -177,23 +214,32 @@ impl Steps<'_> {
         Ok(Some(secret))
     }
 
+    /// The tree of a cache; `wait` where another build has it.
+    fn cache_tree(&mut self, cache: &Cache, wait: bool) -> Result<String, Halt> {
+        if let Some(tree) = self.mounted.caches.get(cache) {
+            return Ok(tree.clone());
+        }
+        let tree = self.mounted.tree('k');
+        let engine = self.shared.engine;
+        // What lies over files of the build is of no use to another one.
+        let taken = cache.from.is_none() && {
+            let taken = engine.take_cache(&cache.key(), &tree, wait, self.shared.stop);
+            taken.map_err(|e| of_engine(&e, None))?
+        };
+        // Noted before anything can go wrong, so that it is given back.
+        self.mounted.caches.insert(cache.clone(), tree.clone());
+        if let Some((mode, uid, gid)) = cache.root.filter(|_| !taken) {
+            engine.make_tree(&tree, mode, Owner { uid, gid }).map_err(|e| of_engine(&e, None))?;
+        }
+        Ok(tree)
+    }
+
     fn cache(&mut self, cache: &Cache, path: &str) -> Result<MountSource, Halt> {
         // A wished owner or mode means a fresh directory, also in BuildKit.
         let from = if cache.root.is_none() { cache.from } else { None };
         let (lowers, _) = self.files(from, path)?;
         let name = format!("the cache {}", cache.id.trim_start_matches('/'));
-        let tree = match self.mounted.caches.get(cache) {
-            Some(tree) => tree.clone(),
-            None => {
-                let tree = self.mounted.tree('k');
-                if let Some((mode, uid, gid)) = cache.root {
-                    let made = self.shared.engine.make_tree(&tree, mode, Owner { uid, gid });
-                    made.map_err(|e| of_engine(&e, None))?;
-                }
-                self.mounted.caches.insert(cache.clone(), tree.clone());
-                tree
-            }
-        };
+        let tree = self.cache_tree(cache, false)?;
         Ok(MountSource::Trees { lowers, upper: Some(tree), path: path.to_owned(), name })
     }
 }

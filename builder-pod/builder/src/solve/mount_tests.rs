@@ -121,3 +121,38 @@ fn agents_are_connected_to_while_the_step_runs() {
     assert!(failure.message.contains("the ssh agent x is required"), "{failure}");
     assert_eq!((failure.line, failure.reason.as_str()), (Some(2), reason::NOT_FOUND));
 }
+
+#[test]
+fn caches_that_outlast_the_build_are_had_only_while_a_step_uses_them() {
+    let mut rig = Rig::default();
+    rig.engine.keeps_caches = true;
+    rig.engine.codes.insert("three".into(), 1);
+    rig.build(
+        "FROM alpine AS a\nRUN --mount=type=cache,target=/b,sharing=locked --mount=type=cache,target=/a,mode=0700,sharing=locked one\n\
+         RUN --mount=type=cache,target=/b --mount=type=cache,target=/b2,id=/b two\nRUN --mount=type=cache,target=/b three\n",
+    )
+    .unwrap_err();
+    assert_eq!(
+        rig.engine.notes.of(&["take_cache", "make_tree", "run", "keep_cache"]),
+        [
+            "take_cache 700 0:0 //a k1 true",
+            "make_tree k1 700 0:0",
+            "take_cache  //b k2 true",
+            "run b0-0,b0-1+s1 one",
+            "keep_cache 700 0:0 //a",
+            "keep_cache  //b",
+            "take_cache  //b k3 false",
+            "run b0-0,b0-1,s1+s2 two",
+            "keep_cache  //b",
+            "take_cache  //b k4 false",
+            "run b0-0,b0-1,s1,s2+s3 three",
+            "keep_cache  //b",
+        ]
+    );
+    // Nor is one kept for ever when something else of the step is missing.
+    let mut rig = Rig::default();
+    rig.engine.keeps_caches = true;
+    rig.build("FROM alpine\nRUN --mount=type=cache,target=/c --mount=source=missing,target=/m one\n")
+        .unwrap_err();
+    assert_eq!(rig.engine.notes.of(&["keep_cache"]), ["keep_cache  //c"]);
+}

@@ -160,26 +160,27 @@ impl<'a> Steps<'a> {
         let mut stubs = Vec::new();
         match &op.action {
             Action::Run { argv, env, cwd, user, network, mounts } => {
-                let prepared = self.prepare(mounts)?;
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
                     env.push(format!("HOME={}", user.home));
                 }
-                prepared.set(&mut env);
-                let command = Command {
+                let mut command = Command {
                     view: view.clone(),
                     argv: argv.clone(),
                     env,
                     cwd: cwd.clone(),
                     user,
                     network: *network,
-                    mounts: prepared.mounts.clone(),
+                    mounts: Vec::new(),
                 };
-                let run = || self.command(&command, log);
-                let ended = agent::with(&prepared.agents, self.shared.courier, run)?;
-                stubs = ended.map_err(|halt| halt.into_halt(&op.action))?.stubs;
-                self.release(&prepared)?;
+                stubs = self.with_mounts(mounts, |steps, prepared| {
+                    prepared.set(&mut command.env);
+                    command.mounts.clone_from(&prepared.mounts);
+                    let run = || steps.command(&command, log);
+                    let ended = agent::with(&prepared.agents, steps.shared.courier, run)?;
+                    ended.map(|exit| exit.stubs).map_err(|fault| fault.into_halt(&op.action))
+                })?;
             }
             Action::Workdir { path, user } => {
                 let owner = match user {
