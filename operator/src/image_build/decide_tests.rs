@@ -114,6 +114,37 @@ fn a_rebuild_is_handled_once() {
 }
 
 #[test]
+fn a_tagged_image_is_ready_before_its_pod_has_ended_and_the_pod_is_left_to_end() {
+    let mut w = World::new();
+    w.run_pod();
+    w.journal = Some(journal(&w, vec![plan(), Event::Succeeded { image: pushed() }]));
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("True ImagePushed", "Current"));
+    w.now += 60;
+    assert!(kinds(&w.decide()).is_empty());
+    // An edit waits for the pod, so that no two of one object run.
+    w.desired = desired("v1:b");
+    assert!(!kinds(&w.decide()).contains(&"create"));
+    assert_eq!(w.ready(), "Unknown Stopping");
+    w.pod_of("u-1-1").terminal = true;
+    assert_eq!(kinds(&w.decide()), ["create"]);
+    // With lines missing the report is waited for.
+    let mut w = World::new();
+    w.run_pod();
+    w.journal =
+        Some(BuildState { gap: true, ..journal(&w, vec![plan(), Event::Succeeded { image: pushed() }]) });
+    w.decide();
+    assert_eq!(w.ready(), "Unknown Building");
+    // A pod that does not end is ended.
+    let mut w = World::new();
+    w.run_pod();
+    w.journal = Some(journal(&w, vec![plan(), Event::Succeeded { image: pushed() }]));
+    w.decide();
+    w.now += 61;
+    assert_eq!(kinds(&w.decide()), ["stop", "kill"]);
+}
+
+#[test]
 fn a_failed_step_is_terminal_until_an_edit() {
     let mut w = World::new();
     w.run_pod();
@@ -283,6 +314,11 @@ fn a_pod_that_does_not_end_is_given_up_once_it_can_not_tag() {
 }
 
 impl World {
+    /// The pod of that attempt, whichever is the latest.
+    fn pod_of(&mut self, attempt: &str) -> &mut super::observe::PodView {
+        self.pods.values_mut().find(|p| p.attempt.as_deref() == Some(attempt)).expect("its pod")
+    }
+
     /// The node is gone, and with it all pods of it.
     fn pod_gone(&mut self) {
         self.pods.clear();

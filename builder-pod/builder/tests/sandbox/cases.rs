@@ -1,16 +1,18 @@
-//! What a step may and may not do.
+//! What a step may and may not do: the list of the cases, and what they share.
+
+mod commands;
+mod files;
+mod protection;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use kiln_builder::engine::{
     Engine as _, EngineError, EngineErrorKind, Exit, Output, Owner, Step, Stop, User, View,
 };
 use kiln_builder::helper::{LocalEngine, Options};
-use kiln_builder::sandbox::spec::ProcKind;
 use kiln_contract::request::Isolation;
 
 use crate::image;
@@ -25,31 +27,31 @@ pub struct World {
 type Case = (&'static str, fn(&World));
 
 const CASES: &[Case] = &[
-    ("output_and_exit_code", output_and_exit_code),
-    ("signals", signals),
-    ("background_processes_end_with_the_step", background_processes_end_with_the_step),
-    ("dev_stdout_belongs_to_the_user", dev_stdout_belongs_to_the_user),
-    ("mount_points_are_reported", mount_points_are_reported),
-    ("images_with_links_are_safe", images_with_links_are_safe),
-    ("no_descriptors_no_environment", no_descriptors_no_environment),
-    ("names_and_numbers", names_and_numbers),
-    ("proc_is_protected", proc_is_protected),
-    ("kill_everything_hits_only_the_step", kill_everything_hits_only_the_step),
-    ("only_the_image_is_in_sight", only_the_image_is_in_sight),
-    ("working_directory", working_directory),
-    ("network_files_are_copies", network_files_are_copies),
-    ("setuid_programs_work", setuid_programs_work),
-    ("capabilities_are_dockers", capabilities_are_dockers),
-    ("docker_s_filter_is_in_force", dockers_filter_is_in_force),
-    ("no_network", no_network),
-    ("commands_that_cannot_start", commands_that_cannot_start),
-    ("devices", devices),
-    ("lack_of_memory_is_told", lack_of_memory_is_told),
-    ("stop_ends_a_step", stop_ends_a_step),
-    ("scratch_has_nothing", scratch_has_nothing),
-    ("steps_run_side_by_side", steps_run_side_by_side),
-    ("layers_in_and_out", layers_in_and_out),
-    ("a_step_is_quick_to_start", a_step_is_quick_to_start),
+    ("output_and_exit_code", commands::output_and_exit_code),
+    ("signals", commands::signals),
+    ("background_processes_end_with_the_step", commands::background_processes_end_with_the_step),
+    ("dev_stdout_belongs_to_the_user", commands::dev_stdout_belongs_to_the_user),
+    ("mount_points_are_reported", files::mount_points_are_reported),
+    ("images_with_links_are_safe", files::images_with_links_are_safe),
+    ("no_descriptors_no_environment", protection::no_descriptors_no_environment),
+    ("names_and_numbers", commands::names_and_numbers),
+    ("proc_is_protected", protection::proc_is_protected),
+    ("kill_everything_hits_only_the_step", protection::kill_everything_hits_only_the_step),
+    ("only_the_image_is_in_sight", protection::only_the_image_is_in_sight),
+    ("working_directory", commands::working_directory),
+    ("network_files_are_copies", files::network_files_are_copies),
+    ("setuid_programs_work", commands::setuid_programs_work),
+    ("capabilities_are_dockers", protection::capabilities_are_dockers),
+    ("docker_s_filter_is_in_force", protection::dockers_filter_is_in_force),
+    ("no_network", protection::no_network),
+    ("commands_that_cannot_start", commands::commands_that_cannot_start),
+    ("devices", protection::devices),
+    ("lack_of_memory_is_told", commands::lack_of_memory_is_told),
+    ("stop_ends_a_step", commands::stop_ends_a_step),
+    ("scratch_has_nothing", commands::scratch_has_nothing),
+    ("steps_run_side_by_side", commands::steps_run_side_by_side),
+    ("layers_in_and_out", files::layers_in_and_out),
+    ("a_step_is_quick_to_start", commands::a_step_is_quick_to_start),
 ];
 
 /// Runs the cases whose names hold `filter`.
@@ -170,410 +172,4 @@ impl World {
             })
             .collect()
     }
-}
-
-fn output_and_exit_code(world: &World) {
-    let (exit, text) = world.run(&world.shell("echo a; echo b >&2; echo c; exit 3")).unwrap();
-    assert_eq!((exit.code, exit.out_of_memory, text.as_str()), (3, false, "a\nb\nc\n"));
-    assert_eq!(
-        world.says(&world.shell("yes | head -n 1; cat")),
-        "y\n",
-        "SIGPIPE is as usual, standard input is empty"
-    );
-    let long = world.says(&world.shell("yes 0123456789 | head -c 3000000"));
-    assert_eq!(long.len(), 3_000_000);
-}
-
-fn signals(world: &World) {
-    let (exit, _) = world.run(&world.shell("sh -c 'kill -9 $$'; exit $?")).unwrap();
-    assert_eq!((exit.code, exit.out_of_memory), (137, false));
-    let (exit, _) = world.run(&world.shell("sh -c 'kill -15 $$'; exit $?")).unwrap();
-    assert_eq!(exit.code, 143);
-}
-
-fn background_processes_end_with_the_step(world: &World) {
-    let started = Instant::now();
-    assert_eq!(world.says(&world.shell("sleep 31337 & sleep 31337 & echo done")), "done\n");
-    assert!(started.elapsed() < Duration::from_secs(20));
-    let left: Vec<_> = world.processes().into_iter().filter(|line| line.contains("31337")).collect();
-    assert_eq!(left, Vec::<String>::new());
-}
-
-fn dev_stdout_belongs_to_the_user(world: &World) {
-    let script = "echo x > /dev/stdout; echo y > /dev/stderr; echo z > /dev/fd/1";
-    assert_eq!(world.says(&world.app(script)), "x\ny\nz\n");
-    assert_eq!(world.says(&world.shell(script)), "x\ny\nz\n");
-}
-
-fn mount_points_are_reported(world: &World) {
-    let step = world.shell("true");
-    let (exit, _) = world.run(&step).unwrap();
-    assert_eq!(exit.stubs, ["proc", "sys", "dev", "etc/resolv.conf", "etc/hosts"]);
-    // The next step on top of it finds them there.
-    let (exit, _) = world.run(&world.step(&["b0", &step.view.upper], &["true"])).unwrap();
-    assert_eq!(exit.stubs, Vec::<String>::new());
-}
-
-fn images_with_links_are_safe(world: &World) {
-    use std::os::unix::fs::symlink;
-    let tree = world.trees.join("links");
-    let before = std::fs::read("/etc/passwd").unwrap();
-    image::as_id(world.engine.ids(), 0, || {
-        std::fs::create_dir(&tree).unwrap();
-        std::fs::create_dir(tree.join("etc")).unwrap();
-        symlink("/tmp/../../../../tmp/devices", tree.join("dev")).unwrap();
-        symlink("hidden", tree.join("proc")).unwrap();
-        symlink("../../../../../../../etc/passwd", tree.join("etc/resolv.conf")).unwrap();
-        symlink("/proc/self/fd/5", tree.join("etc/hosts")).unwrap();
-    });
-    let step = world.step(
-        &["b0", "links"],
-        &[
-            "sh",
-            "-c",
-            "echo mine > /etc/resolv.conf; cat /etc/passwd; ls /tmp/devices/null /hidden/self/status",
-        ],
-    );
-    let (exit, text) = world.run(&step).unwrap();
-    assert_eq!((exit.code, text.as_str()), (0, "mine\n/hidden/self/status\n/tmp/devices/null\n"));
-    assert_eq!(
-        exit.stubs,
-        ["hidden", "sys", "tmp/devices", "hidden/self", "hidden/self/fd", "hidden/self/fd/5"]
-    );
-    assert_eq!(std::fs::read("/etc/passwd").unwrap(), before);
-    assert!(!Path::new("/tmp/devices").exists());
-}
-
-fn no_descriptors_no_environment(world: &World) {
-    let open = std::fs::File::open("/etc/passwd").unwrap();
-    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
-    // 3 is the directory that ls itself reads.
-    assert_eq!(world.says(&world.shell("ls /proc/self/fd")), "0\n1\n2\n3\n");
-    assert!(world.says(&world.shell("readlink /proc/self/fd/0")).contains("/dev/null"));
-    let text = world.says(&world.step(&["b0"], &["env"]));
-    assert_eq!(text, "PATH=/usr/bin:/bin\nA=b c\n");
-}
-
-fn names_and_numbers(world: &World) {
-    assert_eq!(world.says(&world.shell("hostname; echo $$")), "buildkitsandbox\n1\n");
-    let mut step = world.app("id -u; id -g; id -G; umask; touch /tmp/x; stat -c %u:%g:%a /tmp/x");
-    step.user.groups = vec![1000, 20];
-    assert_eq!(world.says(&step), "1000\n1000\n1000 20\n0022\n1000:1000:644\n");
-    assert_eq!(world.says(&world.shell("cat /proc/self/oom_score_adj")), "1000\n");
-    let outside = world.engine.ids().outside(0).unwrap();
-    let step = world.shell("touch /made");
-    world.says(&step);
-    let made = std::fs::symlink_metadata(world.trees.join(&step.view.upper).join("made")).unwrap();
-    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), outside);
-    let mut stranger = world.shell("true");
-    stranger.user.owner.uid = 70000;
-    assert_eq!(world.run(&stranger).unwrap_err().kind, EngineErrorKind::User);
-}
-
-fn proc_is_protected(world: &World) {
-    for script in [
-        "echo x > /proc/sys/kernel/hostname",
-        "echo b > /proc/sysrq-trigger",
-        "echo 1 > /sys/kernel/mm/ksm/run",
-        "mkdir /sys/fs/cgroup/x",
-    ] {
-        let (exit, text) = world.run(&world.shell(script)).unwrap();
-        assert_ne!(exit.code, 0, "{script}");
-        let words = ["Read-only file system", "Permission denied", "nonexistent", "No such file"];
-        assert!(words.iter().any(|words| text.contains(words)), "{text}");
-    }
-    let hidden = "for file in kcore keys timer_list interrupts; do test -e /proc/$file && cat /proc/$file; done; \
-                  ls -A /proc/acpi /proc/scsi /sys/firmware 2>/dev/null | grep -v : | tr -d '\\n'";
-    assert_eq!(world.says(&world.shell(hidden)), "");
-    let pids = world.says(&world.shell("ls /proc | grep '^[0-9]'"));
-    match world.engine.proc() {
-        ProcKind::Fresh => assert!(pids.starts_with("1\n") && pids.lines().count() <= 3, "{pids}"),
-        // The pod's processes are listed, but what is in them is out of reach.
-        ProcKind::Bound => {
-            let own = std::process::id();
-            for what in ["environ", "fd/0", "root/etc", "mem"] {
-                let (exit, text) = world
-                    .run(&world.shell(&format!("ls -L /proc/{own}/{what} && head -c 1 /proc/{own}/{what}")))
-                    .unwrap();
-                assert_ne!(exit.code, 0, "{what}: {text}");
-            }
-        }
-    }
-}
-
-fn kill_everything_hits_only_the_step(world: &World) {
-    assert_eq!(world.says(&world.shell("sleep 100 & kill -9 -1; echo alive")), "alive\n");
-    assert_eq!(world.says(&world.shell("echo still")), "still\n");
-}
-
-fn only_the_image_is_in_sight(world: &World) {
-    let text = world.says(&world.shell("ls /; ls /proc/self/root/; cat /proc/self/mountinfo"));
-    let (listing, mounts) = text.split_at(text.find(" / ").unwrap());
-    let expected = "bin\ndev\netc\nhome\nproc\nroot\nsys\ntmp\n";
-    assert!(listing.starts_with(&format!("{expected}{expected}")), "{text}");
-    for line in mounts.lines().skip(1) {
-        let place = line.split(' ').nth(4).unwrap();
-        assert!(
-            ["/proc", "/sys", "/dev", "/etc/resolv.conf", "/etc/hosts"]
-                .iter()
-                .any(|known| place.starts_with(known)),
-            "{line}"
-        );
-    }
-}
-
-fn working_directory(world: &World) {
-    let mut step = world.app("pwd");
-    step.cwd = "/home/app".into();
-    assert_eq!(world.says(&step), "/home/app\n");
-    // As in docker: a user may be put where it could not go.
-    step = world.app("pwd");
-    step.cwd = "/root".into();
-    assert_eq!(world.says(&step), "/root\n");
-    for (cwd, words) in [
-        ("/missing", "no such file or directory"),
-        ("/etc/passwd", "not a directory"),
-        ("/proc/self/fd/7", "no such file or directory"),
-        ("/proc/self/fd/3", "not a directory"),
-    ] {
-        step = world.shell("pwd");
-        step.cwd = cwd.into();
-        world.refuses(&step, &format!("cannot change to the working directory {cwd:?}: {words}"));
-    }
-}
-
-fn network_files_are_copies(world: &World) {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let (resolv, hosts) = (read("/etc/resolv.conf"), read("/etc/hosts"));
-    assert_eq!(world.says(&world.shell("cat /etc/resolv.conf")), resolv);
-    assert!(world.says(&world.shell("cat /etc/hosts")).ends_with("127.0.0.1\tbuildkitsandbox\n"));
-    let step = world
-        .shell("echo nameserver 203.0.113.1 > /etc/resolv.conf; echo > /etc/hosts; cat /etc/resolv.conf");
-    assert_eq!(world.says(&step), "nameserver 203.0.113.1\n");
-    assert_eq!((read("/etc/resolv.conf"), read("/etc/hosts")), (resolv, hosts));
-    let stub = world.trees.join(&step.view.upper).join("etc/resolv.conf");
-    assert_eq!(std::fs::metadata(stub).unwrap().len(), 0, "nothing of it is in the layer");
-}
-
-fn setuid_programs_work(world: &World) {
-    assert_eq!(world.says(&world.app("su -c 'id -u; touch /root/made' root")), "0\n");
-    assert_eq!(
-        world.says(&world.shell("su app -c 'id -u; touch /root/x 2>/dev/null || echo refused'")),
-        "1000\nrefused\n"
-    );
-}
-
-fn capabilities_are_dockers(world: &World) {
-    let read = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | tr -d ' \\n\\t'";
-    let docker = "00000000a80425fb";
-    let none = "0000000000000000";
-    let all = |eff: &str| {
-        format!("CapInh:{none}CapPrm:{eff}CapEff:{eff}CapBnd:{docker}CapAmb:{none}NoNewPrivs:0Seccomp:2")
-    };
-    assert_eq!(world.says(&world.shell(read)), all(docker));
-    assert_eq!(world.says(&world.app(read)), all(none));
-}
-
-fn dockers_filter_is_in_force(world: &World) {
-    for script in ["mount -t tmpfs none /tmp", "unshare -m true", "unshare -U true", "hostname other"] {
-        let (exit, text) = world.run(&world.shell(script)).unwrap();
-        assert!(
-            exit.code != 0
-                && (text.contains("Operation not permitted") || text.contains("permission denied")),
-            "{script}: {text}"
-        );
-    }
-}
-
-fn no_network(world: &World) {
-    let mut step = world.shell(
-        "ls /sys/class/net > /dev/null; ip -o link | wc -l; ping -c 1 127.0.0.1 | grep -c ' 0% packet loss'",
-    );
-    step.network = false;
-    assert_eq!(world.says(&step), "1\n1\n");
-}
-
-fn commands_that_cannot_start(world: &World) {
-    let refuse = |argv: &[&str], words: &str| world.refuses(&world.step(&["b0"], argv), words);
-    refuse(&["nothing", "x"], "exec: \"nothing\": executable file not found in $PATH");
-    refuse(&["/nothing"], "exec: \"/nothing\": stat /nothing: no such file or directory");
-    refuse(&["/etc/passwd"], "exec: \"/etc/passwd\": permission denied");
-    refuse(&["/etc"], "exec: \"/etc\": is a directory");
-    let step = world.shell("echo '#!/nowhere' > /bin/script; echo > /bin/empty; echo '????' > /bin/odd; chmod 755 /bin/script /bin/odd /bin/empty");
-    world.says(&step);
-    let on_top =
-        |argv: &[&str], words: &str| world.refuses(&world.step(&["b0", &step.view.upper], argv), words);
-    on_top(&["script"], "exec /bin/script: no such file or directory");
-    on_top(&["odd"], "exec /bin/odd: exec format error");
-}
-
-fn devices(world: &World) {
-    let text = world.says(&world.shell(
-        "cd /dev; ls | tr '\\n' ' '; echo x > null; head -c 3 zero | wc -c; head -c 3 urandom | wc -c; \
-         for link in fd stdin stdout stderr ptmx; do readlink $link; done; echo x > shm/x; stat -c %a shm pts; echo x > full || true",
-    ));
-    assert!(
-        text.contains("fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"),
-        "{text}"
-    );
-    assert!(
-        text.contains(
-            "3\n3\n/proc/self/fd\n/proc/self/fd/0\n/proc/self/fd/1\n/proc/self/fd/2\npts/ptmx\n1777\n755\n"
-        ),
-        "{text}"
-    );
-    assert!(text.contains("No space left"), "{text}");
-}
-
-fn stop_ends_a_step(world: &World) {
-    struct StopAtFirst(Stop);
-    impl Output for StopAtFirst {
-        fn write(&mut self, _: &[u8]) {
-            self.0.stop("Cancelled");
-        }
-    }
-    let stop = Stop::default();
-    let started = Instant::now();
-    let error = world
-        .engine
-        .run(&world.shell("sleep 31338 & echo ready; sleep 31338"), &mut StopAtFirst(stop.clone()), &stop)
-        .unwrap_err();
-    assert_eq!(error.kind, EngineErrorKind::Stopped);
-    assert!(error.message.contains("Cancelled"), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(20));
-    let left: Vec<_> = world.processes().into_iter().filter(|line| line.contains("31338")).collect();
-    assert_eq!(left, Vec::<String>::new());
-}
-
-/// Needs a memory cgroup of version 1 that this process may make; says so where it may not.
-fn lack_of_memory_is_told(world: &World) {
-    let group = Path::new("/sys/fs/cgroup/memory").join(format!("kiln-test-{}", std::process::id()));
-    let limited = std::fs::create_dir(&group)
-        .and_then(|()| std::fs::write(group.join("memory.limit_in_bytes"), "64M"))
-        .and_then(|()| std::fs::write(group.join("cgroup.procs"), std::process::id().to_string()));
-    if let Err(error) = limited {
-        println!("    lack_of_memory_is_told: not run: no memory cgroup of version 1 to make: {error}");
-        return;
-    }
-    let hungry = world
-        .run(&world.shell(
-            "head -c 200000000 /dev/zero > /dev/shm/x; head -c 60000000 /dev/zero | sort > /dev/null",
-        ));
-    let (fed, _) = world.run(&world.shell("exit 137")).unwrap();
-    std::fs::write("/sys/fs/cgroup/memory/cgroup.procs", std::process::id().to_string()).unwrap();
-    std::fs::remove_dir(&group).ok();
-    let (exit, text) = hungry.unwrap();
-    assert_eq!((exit.code, exit.out_of_memory), (137, true), "{text}");
-    assert!(!fed.out_of_memory, "137 alone proves nothing");
-}
-
-fn scratch_has_nothing(world: &World) {
-    world.refuses(&world.step(&[], &["sh"]), "exec: \"sh\": executable file not found in $PATH");
-}
-
-fn steps_run_side_by_side(world: &World) {
-    std::thread::scope(|scope| {
-        for number in 0..8 {
-            scope.spawn(move || {
-                let step = world.shell(&format!("echo {number}; echo {number} > /tmp/x; cat /tmp/x"));
-                assert_eq!(world.says(&step), format!("{number}\n{number}\n"));
-            });
-        }
-    });
-}
-
-/// A layer comes in, files and a step change it, and the changes come out as a layer.
-fn layers_in_and_out(world: &World) {
-    use std::io::{Read as _, Write as _};
-    let engine = &world.engine;
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, kind, mode, link: &str, bytes: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_size(bytes.len() as u64);
-        header.set_mtime(1_000_000_000);
-        header.set_uid(if path.starts_with("srv") { 33 } else { 0 });
-        header.set_gid(0);
-        if link.is_empty() {
-            tar.append_data(&mut header, path, bytes).unwrap();
-        } else {
-            tar.append_link(&mut header, path, link).unwrap();
-        }
-    };
-    add("bin/", tar::EntryType::Directory, 0o755, "", b"");
-    add("bin/busybox", tar::EntryType::Regular, 0o755, "", &std::fs::read(image::BUSYBOX).unwrap());
-    for applet in ["sh", "echo", "rm", "cat", "chown", "stat"] {
-        add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, "busybox", b"");
-    }
-    add("etc/passwd", tar::EntryType::Regular, 0o644, "", b"app:x:1000:1001::/home/app:/bin/sh\n");
-    add("srv/data", tar::EntryType::Regular, 0o600, "", b"data");
-    add("gone", tar::EntryType::Regular, 0o644, "", b"");
-    let layer = tar.into_inner().unwrap();
-
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-    let unpacked = std::thread::scope(|scope| {
-        scope.spawn(move || std::fs::File::from(writer).write_all(&layer).unwrap());
-        engine.unpack("l0", "application/vnd.oci.image.layer.v1.tar", reader).unwrap()
-    });
-    assert!(unpacked.diff_id.starts_with("sha256:") || unpacked.diff_id.len() == 64, "{unpacked:?}");
-    engine.settle(&[("l0".into(), unpacked)]).unwrap();
-    let lowers = vec!["l0".to_owned()];
-    let app = engine.user(&lowers, "app").unwrap();
-    assert_eq!((app.owner, app.home.as_str()), (Owner { uid: 1000, gid: 1001 }, "/home/app"));
-    assert_eq!(engine.user(&lowers, "nobody-here").unwrap_err().kind, EngineErrorKind::User);
-    assert_eq!(engine.owner(&lowers, "app").unwrap(), Owner { uid: 1000, gid: 1001 });
-
-    // Several changes of one view, one after the other.
-    let mut step = world.step(
-        &["l0"],
-        &["sh", "-c", "stat -c %u /srv/data; rm /gone; echo new > /work/file; chown 5:6 /work/file"],
-    );
-    engine.make_directory(&step.view, "/work", Owner::default()).unwrap();
-    step.cwd = "/work".into();
-    let (exit, text) = world.run(&step).unwrap();
-    assert_eq!((exit.code, text.as_str()), (0, "33\n"));
-
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-    let (diff, bytes) = std::thread::scope(|scope| {
-        let bytes = scope.spawn(move || {
-            let mut bytes = Vec::new();
-            std::fs::File::from(reader).read_to_end(&mut bytes).unwrap();
-            bytes
-        });
-        let diff = engine.diff(&step.view, &exit.stubs, None, writer).unwrap();
-        (diff, bytes.join().unwrap())
-    });
-    let mut found: Vec<String> = tar::Archive::new(bytes.as_slice())
-        .entries()
-        .unwrap()
-        .map(|entry| {
-            let entry = entry.unwrap();
-            let header = entry.header();
-            format!("{} {}:{}", entry.path().unwrap().display(), header.uid().unwrap(), header.gid().unwrap())
-        })
-        .collect();
-    found.sort();
-    assert_eq!(found, [".wh.gone 0:0", "work/ 0:0", "work/file 5:6"]);
-    assert_eq!((diff.entries, diff.bytes), (3, bytes.len() as u64));
-
-    engine.remove(&["l0".into(), step.view.upper.clone()]).unwrap();
-    assert!(!world.trees.join("l0").exists());
-    assert!(!world.trees.join(format!("w-{}", step.view.upper)).exists());
-}
-
-fn a_step_is_quick_to_start(world: &World) {
-    let rounds = 30;
-    let mut times: Vec<_> = (0..rounds)
-        .map(|_| {
-            let step = world.step(&["b0"], &["true"]);
-            let started = Instant::now();
-            world.says(&step);
-            started.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("    a step of nothing takes {:?} (median of {rounds})", times[rounds / 2]);
-    // The goal is 15 ms with optimisation; this only notices a blunder on a busy machine.
-    assert!(times[rounds / 2] < Duration::from_millis(500));
 }
