@@ -283,7 +283,7 @@ fn every_setting_reaches_the_operator() -> Result<()> {
         "builder": {
             "image": {"repository": "registry.example.com:5000/kiln/builder", "tag": "2", "digest": digest, "pullPolicy": "Always"},
             "isolation": "HostRange", "allowedIsolations": ["HostRange"], "procMountUnmasked": false,
-            "seccomp": {"profile": "team/a.json"},
+            "seccomp": {"profile": "team/a.json"}, "appArmor": {"profile": "team-a"},
         },
         "registries": {
             "mirrors": [{"registry": "docker.io", "mirrors": ["mirror.example.com/hub", "[::1]:5000"]}],
@@ -303,6 +303,7 @@ fn every_setting_reaches_the_operator() -> Result<()> {
     ensure!(config.image_pull_policy.as_str() == "Always");
     ensure!(config.isolation.as_str() == "HostRange" && config.allowed_isolations == [config.isolation]);
     ensure!(!config.proc_mount_unmasked && config.seccomp_profile.as_deref() == Some("team/a.json"));
+    ensure!(config.app_armor_profile.as_deref() == Some("team-a"));
     let mirror = &config.registries.mirrors[0];
     ensure!(mirror.registry == "docker.io" && mirror.mirrors == ["mirror.example.com/hub", "[::1]:5000"]);
     ensure!(config.registries.insecure == ["[::1]:5000"]);

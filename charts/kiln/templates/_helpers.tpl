@@ -56,6 +56,9 @@ allowedIsolations: {{ toJson .Values.builder.allowedIsolations }}
 {{- with .Values.builder.seccomp.profile }}
 seccompProfile: {{ . | quote }}
 {{- end }}
+{{- with .Values.builder.appArmor.profile }}
+appArmorProfile: {{ . | quote }}
+{{- end }}
 procMountUnmasked: {{ .Values.builder.procMountUnmasked }}
 registries:
   {{- toYaml .Values.registries | nindent 2 }}
