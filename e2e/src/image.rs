@@ -44,6 +44,25 @@ fn schemas() -> Option<PathBuf> {
     dir.is_dir().then_some(dir)
 }
 
+/// The schemas name one another by file, below addresses that nobody serves.
+struct Schemas(PathBuf);
+
+impl jsonschema::Retrieve for Schemas {
+    fn retrieve(
+        &self,
+        uri: &jsonschema::Uri<String>,
+    ) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
+        let path = uri.path().as_str();
+        read_schema(&self.0, path.rsplit('/').next().unwrap_or(path))
+    }
+}
+
+fn read_schema(dir: &Path, name: &str) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
+    let path = dir.join(name);
+    let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
 /// Checks a document against one of the image-spec's schemas.
 ///
 /// # Errors
@@ -53,22 +72,10 @@ pub fn check_schema(schema: &str, document: &Value) -> Result<()> {
         eprintln!("schema check of {schema} skipped: no ../shared/conformance/oci beside the checkout");
         return Ok(());
     };
-    let read = |name: &str| -> Result<Value> {
-        let path = dir.join(name);
-        Ok(serde_json::from_slice(&std::fs::read(&path).with_context(|| path.display().to_string())?)?)
-    };
-    let mut options = jsonschema::options();
-    for entry in std::fs::read_dir(&dir)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".json") {
-            let value = read(&name)?;
-            let id = value["id"].as_str().or(value["$id"].as_str()).unwrap_or_default().to_owned();
-            let base = id.rsplit_once('/').map_or("https://opencontainers.org/schema", |(base, _)| base);
-            let resource = jsonschema::Resource::from_contents(value.clone())?;
-            options = options.with_resource(format!("{base}/{name}"), resource);
-        }
-    }
-    let validator = options.build(&read(schema)?).map_err(|e| anyhow::anyhow!("{schema}: {e}"))?;
+    let validator = jsonschema::options()
+        .with_retriever(Schemas(dir.clone()))
+        .build(&read_schema(&dir, schema).map_err(|e| anyhow::anyhow!("{schema}: {e}"))?)
+        .map_err(|e| anyhow::anyhow!("{schema}: {e}"))?;
     let faults: Vec<String> =
         validator.iter_errors(document).map(|e| format!("{}: {e}", e.instance_path)).collect();
     ensure!(faults.is_empty(), "against {schema}: {}", faults.join("; "));

@@ -30,6 +30,10 @@ pub struct Config {
     /// Localhost seccomp profile of the build container, below the kubelet's seccomp directory; unset when absent.
     #[serde(default)]
     pub seccomp_profile: Option<String>,
+    /// AppArmor profile of the build container: the name of one that is loaded on the nodes, or `Unconfined`; unset when
+    /// absent.
+    #[serde(default)]
+    pub app_armor_profile: Option<String>,
     /// Whether the build container's /proc is unmasked (`UserNamespace` only).
     #[serde(default = "yes")]
     pub proc_mount_unmasked: bool,

@@ -140,26 +140,24 @@ async fn run_scope(
             Told::Synced => None,
         })
     }));
-    let source_wakes = watch_config_maps(ctx.clone(), scope.clone());
+    let source_wakes = watch_config_maps(ctx.clone(), &scope);
     let triggers = stream::select(stream::select(pod_wakes.boxed(), source_wakes.boxed()), wakes.boxed())
         .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
 
     let (reader, writer) = reflector::store();
-    let known =
-        note_objects(ctx.clone(), scope.clone(), watcher(api(&ctx, &scope), watcher::Config::default()));
+    let known = note_objects(
+        ctx.clone(),
+        scope.clone(),
+        watcher(api(&ctx, &scope), watcher::Config::default()),
+        synced,
+    );
     let objects = reflector::reflector(writer, known).default_backoff().touched_objects();
     stores.lock().unwrap_or_else(PoisonError::into_inner).push(reader.clone());
-    let filled = reader.clone();
-    tokio::spawn(async move {
-        if filled.wait_until_ready().await.is_ok() {
-            synced.send_modify(|done| *done += 1);
-        }
-    });
     Controller::for_stream(objects, reader)
         .with_config(controller::Config::default().concurrency(CONCURRENCY))
         .reconcile_on(triggers)
         .graceful_shutdown_on(async move { shutdown.cancelled().await })
-        .run(reconcile, on_error, ctx)
+        .run(reconcile, |object, error, ctx| on_error(&object, error, &ctx), ctx)
         .for_each(|result| {
             // Reconciles tell of their own faults in `on_error`.
             if let Err(error @ (controller::Error::QueueError(_) | controller::Error::RunnerError(_))) =
@@ -195,8 +193,10 @@ fn note_objects(
     ctx: Arc<Context>,
     scope: Scope,
     events: impl Stream<Item = Watched<Object>> + Send + 'static,
+    synced: watch::Sender<usize>,
 ) -> impl Stream<Item = Watched<Object>> + Send + 'static {
     let mut listed = BTreeSet::new();
+    let mut synced = Some(synced);
     events.inspect_ok(move |event| match event {
         watcher::Event::Init => listed.clear(),
         watcher::Event::InitApply(object) => {
@@ -207,7 +207,12 @@ fn note_objects(
                 ctx.meet(build);
             }
         }
-        watcher::Event::InitDone => ctx.retain(&scope, &listed),
+        watcher::Event::InitDone => {
+            ctx.retain(&scope, &listed);
+            if let Some(synced) = synced.take() {
+                synced.send_modify(|done| *done += 1);
+            }
+        }
         watcher::Event::Apply(object) => {
             if let Ok(build) = &object.0 {
                 ctx.note(build);
@@ -271,8 +276,8 @@ fn watch_pods(ctx: Arc<Context>, scope: Scope) -> impl Stream<Item = Told> + Sen
 }
 
 /// Tells who builds from a ConfigMap that changed. Only metadata crosses the wire.
-fn watch_config_maps(ctx: Arc<Context>, scope: Scope) -> impl Stream<Item = Wake> + Send {
-    let events = watcher(api::<PartialObjectMeta<ConfigMap>>(&ctx, &scope), watcher::Config::default());
+fn watch_config_maps(ctx: Arc<Context>, scope: &Scope) -> impl Stream<Item = Wake> + Send + use<> {
+    let events = watcher(api::<PartialObjectMeta<ConfigMap>>(&ctx, scope), watcher::Config::default());
     events.default_backoff().touched_objects().flat_map(move |touched| {
         let wakes = match touched {
             Ok(map) => {

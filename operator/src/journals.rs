@@ -144,7 +144,7 @@ impl Journals {
         match tokio::time::timeout(LAST_READ, read).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::info!(pod = subject.pod, %error, "the journal of an ended pod can't be read")
+                tracing::info!(pod = subject.pod, %error, "the journal of an ended pod can't be read");
             }
             Err(_) => tracing::info!(pod = subject.pod, "the journal of an ended pod can't be read in time"),
         }

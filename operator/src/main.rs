@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 fn main() -> ExitCode {
     let args = Args::parse();
     telemetry::init();
-    match run(args) {
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Also for eyes: the first thing that somebody sees of a wrong setting.
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(args: Args) -> Result<()> {
+async fn run(args: &Args) -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Config::load(&args.config)?;
     let client = kube::Client::try_default().await.context("no way to the API server")?;

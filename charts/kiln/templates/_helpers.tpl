@@ -56,12 +56,23 @@ allowedIsolations: {{ toJson .Values.builder.allowedIsolations }}
 {{- with .Values.builder.seccomp.profile }}
 seccompProfile: {{ . | quote }}
 {{- end }}
+{{- with .Values.builder.appArmor.profile }}
+appArmorProfile: {{ . | quote }}
+{{- end }}
 procMountUnmasked: {{ .Values.builder.procMountUnmasked }}
 registries:
   {{- toYaml .Values.registries | nindent 2 }}
 defaults:
-  {{- toYaml .Values.defaults | nindent 2 }}
-maxConcurrentBuilds: {{ .Values.maxConcurrentBuilds }}
+  {{- /* Amounts as text: YAML's 0.5 and 4294967296 are no integers that the operator takes for a quantity. */}}
+  {{- $resources := dict }}
+  {{- range $side, $amounts := .Values.defaults.resources }}
+  {{- $texts := dict }}
+  {{- range $name, $amount := $amounts }}{{ $_ := set $texts $name (toJson $amount | trimAll "\"") }}{{ end }}
+  {{- $_ := set $resources $side $texts }}
+  {{- end }}
+  {{- toYaml (set (deepCopy .Values.defaults) "resources" $resources) | nindent 2 }}
+{{- /* Without int64 a million reads 1e+06. */}}
+maxConcurrentBuilds: {{ int64 .Values.maxConcurrentBuilds }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 podStartGrace: {{ .Values.podStartGrace | quote }}
 {{- end }}

@@ -103,7 +103,7 @@ async fn the_api_refuses_what_can_not_be() -> Result<()> {
     let cases = [
         (with("/source/configMap", json!({"name": "a"})), "exactly one"),
         (with("/source", json!({})), "exactly one"),
-        (with("/output/image", json!("UPPER/case")), "image"),
+        (with("/output/image", json!("host.example/UPPER/case")), "image"),
         (with("/output/image", json!("user@host/app")), "image"),
         (with("/output/tags", json!(["no spaces"])), "tags"),
         (with("/timeout", json!("soon")), "timeout"),

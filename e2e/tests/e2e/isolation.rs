@@ -5,7 +5,8 @@ use kiln_e2e::cluster::{Sandbox, inline};
 use kiln_e2e::{image, registry::Registry};
 
 /// Looks for every credential, token, socket, descriptor and memory that a step should not reach. Each finding is a
-/// line that begins with `FOUND`; the canary is the password of the registry Secret that the courier holds.
+/// line that begins with `FOUND`; the canary is the password of the registry Secret that the courier holds (the pattern
+/// is written so that `grep` does not find its own command line).
 const PROWLER: &str = r#"FROM busybox
 COPY prowl.sh /prowl.sh
 RUN sh /prowl.sh > /findings 2>&1; cat /findings
@@ -17,7 +18,7 @@ found() { echo "FOUND $*"; }
 [ -e /kiln ] && found /kiln
 for d in /kiln/request /kiln/socket /kiln/control /kiln/auth /kiln/state /kiln/work /run/kiln; do [ -e $d ] && found $d; done
 find / -xdev -type s 2>/dev/null | while read -r s; do found socket "$s"; done
-grep -a -l canary-0123456789 /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | while read -r f; do found canary in "$f"; done
+grep -a -l canary-012345678[9] /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | while read -r f; do found canary in "$f"; done
 env | grep -i -E 'KUBERNETES|KILN|TOKEN|PASSWORD' | while read -r e; do found env "$e"; done
 for p in /proc/[0-9]*; do
   pid=${p#/proc/}

@@ -61,7 +61,10 @@ impl Decider<'_> {
         self.s.queue = None;
         let stopping_for = attempt.stop_requested_at.as_ref().map(|t| self.now.as_second() - t.0.as_second());
         let given_up = stopping_for.is_some_and(|s| s > LOST_AFTER) && !pod.may_tag(self.now);
-        if pod.terminal || pod.is_lost(self.now) || given_up {
+        // The registry has agreed that the tags are moved; the pod's end, seconds later, would say the same.
+        let tagged =
+            journal.is_some_and(|j| j.succeeded.is_some() && !j.gap && j.attempt.as_ref() == Some(&id));
+        if pod.terminal || pod.is_lost(self.now) || given_up || tagged {
             return Err(Ended(outcome(&id, Some(pod), journal)));
         }
         if let Some(why) = self.stop_reason(pod) {

@@ -375,6 +375,8 @@ impl Decider<'_> {
                 } else {
                     self.look_again(left);
                 }
+            } else if self.ends_by_itself(pod) {
+                self.look_again(30);
             } else if pod.node.is_none() {
                 self.actions.push(Action::DeletePod { pod: Box::new(pod.clone()) });
             } else {
@@ -390,6 +392,16 @@ impl Decider<'_> {
                 }
             }
         }
+    }
+
+    /// Whether it is the pod of an attempt that has tagged its image: it ends within seconds, and gets a minute for it.
+    fn ends_by_itself(&self, pod: &PodView) -> bool {
+        const PATIENCE: i64 = 60;
+        self.s.attempts.last().is_some_and(|a| {
+            a.pod_name == pod.name
+                && a.reason.as_deref() == Some(lifecycle::SUCCEEDED)
+                && a.finished_at.as_ref().is_some_and(|t| self.now.as_second() - t.0.as_second() <= PATIENCE)
+        })
     }
 
     /// Looks again in so many seconds at the latest.

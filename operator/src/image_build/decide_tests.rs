@@ -2,31 +2,13 @@
 
 use kiln_api::v1alpha1::{FailureClass as Class, RunResult, StepState};
 use kiln_contract::control::{Permit, Stop};
-use kiln_contract::journal::{BuildState, Event, Line, PlannedStep};
+use kiln_contract::journal::{BuildState, Event};
 use kiln_contract::report::Outcome;
 use kiln_contract::{Failure, FailureClass, reason};
 
 use super::decide::{Action, CreationFault, CreationFaultKind, Slot};
-use super::testing::{World, at, desired, kinds, pushed};
+use super::testing::{World, at, desired, failed, journal, kinds, plan, pushed};
 use super::validate::Buildable;
-
-fn failed(class: FailureClass, why: &str) -> Outcome {
-    Outcome::Failed(Failure::new(class, why, "m"))
-}
-
-fn journal(world: &World, events: Vec<Event>) -> BuildState {
-    let mut state = BuildState::default();
-    let started = Event::CourierStarted { attempt: world.attempt_id() };
-    for (seq, event) in (1..).zip([started].into_iter().chain(events)) {
-        state.apply(&Line { v: 1, seq, at: "2026-01-01T00:00:00Z".into(), event });
-    }
-    state
-}
-
-fn plan() -> Event {
-    let step = |line| PlannedStep { stage: "0".into(), line, instruction: format!("RUN {line}") };
-    Event::Planned { steps: vec![step(1), step(2)] }
-}
 
 #[test]
 fn a_build_from_apply_to_ready() {
@@ -60,17 +42,6 @@ fn a_build_from_apply_to_ready() {
     assert_eq!(w.status.image.as_ref().map(|i| i.digest.as_str()), Some("sha256:1"));
     assert_eq!((w.status.duration.as_deref(), w.status.history.len()), (Some("56s"), 1));
     assert!(w.status.completion_time.is_some() && w.status.failure.is_none());
-}
-
-#[test]
-fn no_permit_before_the_pod_is_on_record() {
-    let mut w = World::new();
-    w.decide();
-    let pod = w.create_pod();
-    (pod.node, pod.courier.running, pod.build.running) = (Some("n".into()), true, true);
-    w.journal = Some(journal(&w, vec![plan(), Event::ReadyToTag { image: pushed() }]));
-    assert!(kinds(&w.decide()).is_empty());
-    assert_eq!(kinds(&w.decide()), ["permit"]);
 }
 
 #[test]
@@ -133,43 +104,6 @@ fn a_failed_step_is_terminal_until_an_edit() {
     w.desired = desired("v1:b");
     w.decide();
     assert!(w.status.failure.is_none() && w.status.completion_time.is_none());
-}
-
-#[test]
-fn infrastructure_faults_are_tried_again_with_a_pause_and_an_end() {
-    let mut w = World::new();
-    for (number, pause) in [(1, 10), (2, 30), (3, 0)] {
-        w.run_pod();
-        assert_eq!(w.status.attempts.last().map(|a| a.number), Some(number));
-        w.pod().terminal = true;
-        w.pod().reason = Some(("Evicted".into(), "disk".into()));
-        w.decide();
-        if pause > 0 {
-            assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown Retrying", "InProgress"));
-            w.now += pause - 1;
-            assert!(kinds(&w.decide()).is_empty());
-            w.now += 1;
-        }
-    }
-    assert_eq!((w.ready().as_str(), w.status.attempts.len(), w.status.run), ("False Evicted", 3, Some(1)));
-    assert!(w.status.failure.as_ref().is_some_and(|f| f.class == Class::Evicted && f.retryable));
-    let names: std::collections::BTreeSet<_> = w.status.attempts.iter().map(|a| &a.pod_name).collect();
-    assert_eq!(names.len(), 3);
-}
-
-#[test]
-fn a_deleted_pod_is_made_again_and_waits_out_a_permit() {
-    let mut w = World::new();
-    w.run_pod();
-    w.journal = Some(journal(&w, vec![plan(), Event::ReadyToTag { image: pushed() }]));
-    w.pods.clear();
-    w.decide();
-    assert_eq!(w.status.attempts[0].reason.as_deref(), Some(reason::POD_DELETED));
-    assert_eq!(w.status.attempts[0].class, Some(Class::Infrastructure));
-    w.now += 89;
-    assert!(kinds(&w.decide()).is_empty(), "the pod that nobody sees may hold a permit");
-    w.now += 1;
-    assert_eq!(w.decide().actions, [Action::CreatePod { attempt: 2 }]);
 }
 
 #[test]
@@ -265,31 +199,6 @@ fn an_edit_stops_what_runs_and_the_next_run_waits_for_its_pod() {
 }
 
 #[test]
-fn a_pod_that_does_not_end_is_given_up_once_it_can_not_tag() {
-    let mut w = World::new();
-    w.run_pod();
-    w.pod().permit = Some(Permit { attempt: "u-1-1".into(), digest: "sha256:1".into(), expires: 1140 });
-    w.desired = desired("v1:b");
-    w.decide();
-    w.now += 151;
-    w.pod().active_deadline = Some(1);
-    w.decide();
-    assert_eq!(w.status.run, Some(1), "a permit is good until 1140, a clock may be 30 seconds off");
-    w.now = 1171;
-    w.decide();
-    assert_eq!((w.status.run, w.ready().as_str()), (Some(2), "Unknown Stopping"));
-    w.pod_gone();
-    assert_eq!(kinds(&w.decide()), ["create"]);
-}
-
-impl World {
-    /// The node is gone, and with it all pods of it.
-    fn pod_gone(&mut self) {
-        self.pods.clear();
-    }
-}
-
-#[test]
 fn an_invalid_dockerfile_ends_without_a_pod_and_one_that_is_right_builds() {
     let mut w = World::new();
     let failure = Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, "no").at("Dockerfile", 2);
@@ -381,77 +290,6 @@ fn a_refused_pod_is_terminal_and_a_missing_account_is_waited_for() {
     w.now += 290;
     w.decide();
     assert_eq!(w.ready(), "False SourceNotFound");
-}
-
-#[test]
-fn a_pod_that_does_not_start_says_why_at_once_and_fails_after_a_while() {
-    let mut w = World::new();
-    w.decide();
-    w.create_pod().unschedulable = Some("0/2 nodes are available".into());
-    w.decide();
-    assert_eq!(w.ready(), "Unknown Unschedulable");
-    w.now += 3000;
-    w.decide();
-    assert_eq!(w.ready(), "Unknown Unschedulable", "an autoscaler may be at work");
-    let pod = w.pod();
-    (pod.node, pod.scheduled) = (Some("n".into()), Some(at(4000)));
-    pod.courier.waiting = Some(("ImagePullBackOff".into(), "not found".into()));
-    w.decide();
-    assert_eq!(w.ready(), "Unknown ImagePullBackOff");
-    w.now = 4300;
-    w.decide();
-    assert_eq!((w.ready().as_str(), w.status.attempts.len()), ("False PodStartFailed", 1));
-    assert_eq!(kinds(&w.decide()), ["stop", "kill"], "what is left of it is ended");
-}
-
-#[test]
-fn an_attempt_that_nobody_ends_is_ended_from_here() {
-    let mut w = World::new();
-    w.run_pod();
-    w.now += 3600 + 420;
-    assert!(kinds(&w.decide()).is_empty());
-    w.now += 1;
-    assert_eq!(kinds(&w.decide()), ["stop"]);
-    w.pod().terminal = true;
-    w.decide();
-    assert_eq!(w.ready(), "False TimedOut");
-    // Without a node there is nobody to end it.
-    let mut w = World::new();
-    w.decide();
-    w.create_pod();
-    w.decide();
-    w.now += 4021;
-    assert_eq!(kinds(&w.decide()), ["delete"]);
-    w.pods.clear();
-    w.decide();
-    assert_eq!(w.ready(), "False TimedOut");
-}
-
-#[test]
-fn pods_are_kept_for_a_while_and_for_five_runs() {
-    let mut w = World::new();
-    for run in 1..=7 {
-        w.desired = desired(&format!("v1:{run}"));
-        w.run_pod();
-        w.report(failed(FailureClass::User, reason::STEP_FAILED));
-        let deleted = w.decide();
-        assert_eq!(w.status.run, Some(run));
-        for action in deleted.actions {
-            if let Action::DeletePod { pod } = action {
-                w.pods.remove(&pod.name);
-            }
-        }
-    }
-    w.decide().actions.iter().for_each(|a| {
-        if let Action::DeletePod { pod } = a {
-            w.pods.remove(&pod.name);
-        }
-    });
-    assert_eq!((w.pods.len(), w.status.history.len()), (5, 5));
-    w.now += 86_399;
-    assert!(kinds(&w.decide()).is_empty());
-    w.now += 1;
-    assert_eq!(kinds(&w.decide()), ["delete"; 5]);
 }
 
 #[test]

@@ -16,6 +16,8 @@ use super::validate::{Desired, platform};
 
 /// Runs that `status.history` keeps (design section 3, historyLimit).
 pub const HISTORY: usize = 5;
+/// Reason of an attempt that ended well.
+pub const SUCCEEDED: &str = "Succeeded";
 /// Bytes of an attempt's message.
 const MAX_ATTEMPT_MESSAGE: usize = 256;
 /// Bytes of `status.failure.message`, the hint included.
@@ -66,7 +68,7 @@ pub fn begin_attempt(status: &mut ImageBuildStatus, pod_name: String, now: Times
 pub fn end_attempt(status: &mut ImageBuildStatus, failure: Option<&Failure>, now: Timestamp) {
     if let Some(attempt) = status.attempts.last_mut().filter(|a| a.finished_at.is_none()) {
         attempt.finished_at = Some(Time(now));
-        attempt.reason = Some(failure.map_or("Succeeded", |f| f.reason.as_str()).to_owned());
+        attempt.reason = Some(failure.map_or(SUCCEEDED, |f| f.reason.as_str()).to_owned());
         attempt.class = failure.map(|f| class(f.class));
         attempt.message = failure.map(|f| truncate(&f.to_string(), MAX_ATTEMPT_MESSAGE));
     }

@@ -2,6 +2,8 @@
 
 pub mod apply;
 mod attempt;
+#[cfg(test)]
+mod attempt_tests;
 pub mod conditions;
 pub mod context;
 pub mod decide;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile,
+    AppArmorProfile, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile,
     DownwardAPIVolumeSource, EmptyDirVolumeSource, KeyToPath, ObjectFieldSelector, Pod, PodSecurityContext,
     PodSpec, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection,
     SecretVolumeSource, SecurityContext, Volume, VolumeMount, VolumeProjection,
@@ -191,6 +191,7 @@ impl Blueprint<'_> {
                     .seccomp_profile
                     .as_deref()
                     .map(|p| seccomp("Localhost", Some(p))),
+                app_armor_profile: self.config.app_armor_profile.as_deref().map(app_armor),
                 ..SecurityContext::default()
             }),
             resources: Some(resources(&self.build.resources)),
@@ -300,6 +301,13 @@ fn seccomp(kind: &str, profile: Option<&str>) -> SeccompProfile {
     SeccompProfile { type_: kind.to_owned(), localhost_profile: profile.map(str::to_owned) }
 }
 
+fn app_armor(profile: &str) -> AppArmorProfile {
+    match profile {
+        "Unconfined" => AppArmorProfile { type_: profile.to_owned(), localhost_profile: None },
+        name => AppArmorProfile { type_: "Localhost".to_owned(), localhost_profile: Some(name.to_owned()) },
+    }
+}
+
 fn quantities(list: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
     list.iter().map(|(name, value)| ((*name).to_owned(), Quantity((*value).to_owned()))).collect()
 }
@@ -378,6 +386,18 @@ mod tests {
         let security = spec(&pod).containers[0].security_context.clone().expect("a security context");
         assert_eq!((spec(&pod).host_users, security.proc_mount), (Some(true), None));
         assert_eq!(security.seccomp_profile, None, "unset: the kubelet decides");
+    }
+
+    #[test]
+    fn an_app_armor_profile_is_named_or_left_to_the_runtime() {
+        let profile = |more: &str| {
+            let (pod, _) = make(Isolation::UserNamespace, more, &[]);
+            let security = spec(&pod).containers[0].security_context.clone().expect("a security context");
+            security.app_armor_profile.map(|p| (p.type_, p.localhost_profile))
+        };
+        assert_eq!(profile(""), None);
+        assert_eq!(profile("appArmorProfile: Unconfined"), Some(("Unconfined".into(), None)));
+        assert_eq!(profile("appArmorProfile: kiln"), Some(("Localhost".into(), Some("kiln".into()))));
     }
 
     #[test]

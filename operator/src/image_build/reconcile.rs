@@ -61,7 +61,7 @@ pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<control
 }
 
 /// When to try again after a failed reconcile.
-pub fn on_error(object: Arc<Object>, error: &ReconcileError, ctx: Arc<Context>) -> controller::Action {
+pub fn on_error(object: &Object, error: &ReconcileError, ctx: &Context) -> controller::Action {
     let uid = object.meta().uid.clone().unwrap_or_default();
     let times = ctx.count(&uid, true);
     let wait = error.backoff(times);

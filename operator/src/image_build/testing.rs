@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kiln_api::ImageBuildStatus;
 use kiln_api::v1alpha1::{HistoryEntry, RunResult};
-use kiln_contract::journal::BuildState;
+use kiln_contract::journal::{BuildState, Event, Line, PlannedStep};
 use kiln_contract::report::{Outcome, Pushed, Report};
 use kiln_contract::request::Isolation;
+use kiln_contract::{Failure, FailureClass};
 
 use super::conditions;
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
@@ -24,7 +25,6 @@ pub fn at(seconds: i64) -> Timestamp {
 
 /// A status whose only run ended so.
 pub fn finished(result: RunResult) -> ImageBuildStatus {
-    use kiln_contract::{Failure, FailureClass};
     let mut status =
         ImageBuildStatus { run: Some(1), start_time: Some(Time(at(0))), ..ImageBuildStatus::default() };
     let failure = Failure::new(FailureClass::User, "StepFailed", "m");
@@ -216,4 +216,25 @@ pub fn kinds(decision: &Decision) -> Vec<&'static str> {
         Action::DeletePod { .. } => "delete",
     };
     decision.actions.iter().map(kind).collect()
+}
+
+/// A failed outcome.
+pub fn failed(class: FailureClass, why: &str) -> Outcome {
+    Outcome::Failed(Failure::new(class, why, "m"))
+}
+
+/// A journal of the world's latest attempt.
+pub fn journal(world: &World, events: Vec<Event>) -> BuildState {
+    let mut state = BuildState::default();
+    let started = Event::CourierStarted { attempt: world.attempt_id() };
+    for (seq, event) in (1..).zip([started].into_iter().chain(events)) {
+        state.apply(&Line { v: 1, seq, at: "2026-01-01T00:00:00Z".into(), event });
+    }
+    state
+}
+
+/// Two steps.
+pub fn plan() -> Event {
+    let step = |line| PlannedStep { stage: "0".into(), line, instruction: format!("RUN {line}") };
+    Event::Planned { steps: vec![step(1), step(2)] }
 }

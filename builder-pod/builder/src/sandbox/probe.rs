@@ -91,8 +91,8 @@ fn hint(stage: Stage, errno: i32, facts: &Facts) -> Option<String> {
                    (chart value builder.seccomp.install=true), since RuntimeDefault allows no new namespaces";
     let apparmor = |profile: &str| {
         format!(
-            "the AppArmor profile {profile} forbids it: the pod needs Kiln's profile (chart value \
-             builder.appArmor.install=true)"
+            "the AppArmor profile {profile} forbids it: builder pods need one that allows mount, umount, pivot_root \
+             and userns (chart value builder.appArmor.profile)"
         )
     };
     match (stage, errno) {
@@ -125,7 +125,7 @@ fn hint(stage: Stage, errno: i32, facts: &Facts) -> Option<String> {
         (_, libc::EPERM | libc::EACCES) if facts.apparmor_restricts && !facts.seccomp => Some(
             "AppArmor on this node takes the rights away that a new user namespace brings: set the sysctl \
              kernel.apparmor_restrict_unprivileged_userns=0 there, or use a profile with `userns,` (chart value \
-             builder.appArmor.install=true)"
+             builder.appArmor.profile)"
                 .to_owned(),
         ),
         (_, libc::EPERM | libc::ENOSYS) if facts.seccomp => Some(seccomp.to_owned()),
@@ -163,7 +163,7 @@ mod tests {
         for (stage, errno, facts, word) in [
             (Stage::Unshare, libc::EPERM, &seccomp, "builder.seccomp.install=true"),
             (Stage::PivotRoot, libc::EPERM, &seccomp, "builder.seccomp.install=true"),
-            (Stage::MakePrivate, libc::EACCES, &apparmor, "builder.appArmor.install=true"),
+            (Stage::MakePrivate, libc::EACCES, &apparmor, "builder.appArmor.profile"),
             (Stage::Unshare, libc::EPERM, &apparmor, "builder.seccomp.install=true"),
             (Stage::Unshare, libc::ENOSPC, &fine, "user.max_user_namespaces"),
             (Stage::WriteMap, libc::EPERM, &Facts::default(), "SETUID, SETGID"),

@@ -14,11 +14,20 @@ pub(super) struct Shared<'a> {
     pub courier: &'a dyn Courier,
     pub stop: &'a Stop,
     first: Mutex<Option<Failure>>,
+    stopped_in: Mutex<Option<Place>>,
+}
+
+/// Where a build was stopped.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub dockerfile: String,
+    pub line: u32,
+    pub step: u32,
 }
 
 impl<'a> Shared<'a> {
     pub fn new(engine: &'a dyn Engine, courier: &'a dyn Courier, stop: &'a Stop) -> Self {
-        Self { engine, courier, stop, first: Mutex::new(None) }
+        Self { engine, courier, stop, first: Mutex::new(None), stopped_in: Mutex::new(None) }
     }
 
     /// Notes why the build ends, unless that is known already, and makes everything else stop: what fails from then on
@@ -34,6 +43,11 @@ impl<'a> Shared<'a> {
         }
     }
 
+    /// Notes which step the order to stop came upon.
+    pub fn stopped_in(&self, place: Place) {
+        self.stopped_in.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(place);
+    }
+
     /// Whether to go on.
     pub fn check(&self) -> Result<(), Halt> {
         if self.stop.is_stopped() { Err(Halt::Stopped) } else { Ok(()) }
@@ -43,6 +57,12 @@ impl<'a> Shared<'a> {
     pub fn failure(&self, halt: Halt) -> Failure {
         self.halt(halt);
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        first.unwrap_or_else(|| Halt::Stopped.into_failure(self.stop))
+        first.unwrap_or_else(|| {
+            let failure = Halt::Stopped.into_failure(self.stop);
+            match self.stopped_in.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                Some(place) => failure.at(&place.dockerfile, place.line).in_step(place.step),
+                None => failure,
+            }
+        })
     }
 }

@@ -14,7 +14,7 @@ use super::log::{Entry, Log};
 use super::mount::Mounted;
 use super::publish::Job;
 use super::redact::Redactor;
-use super::shared::Shared;
+use super::shared::{Place, Shared};
 use super::{Context, Wishes, World, agent, short};
 use crate::engine::Step as Command;
 use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
@@ -123,7 +123,11 @@ impl<'a> Steps<'a> {
                 self.ended.insert(number, (self.world.clock)());
                 Ok(self.shared.courier.event(Event::StepDone { step: number, cached: false })?)
             }
-            Err(Halt::Stopped) => Err(Halt::Stopped),
+            Err(Halt::Stopped) => {
+                let dockerfile = self.wishes.dockerfile.to_owned();
+                self.shared.stopped_in(Place { dockerfile, line: step.line, step: number });
+                Err(Halt::Stopped)
+            }
             Err(Halt::Failed(failure)) => {
                 let failure = failure.at(self.wishes.dockerfile, step.line).in_step(number);
                 let exit_code = failure.exit_code;

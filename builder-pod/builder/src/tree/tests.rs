@@ -10,11 +10,13 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::at;
 use super::tar_read::TarReader;
 
+mod adding;
 mod attacks;
 mod copying;
 mod diffing;
 mod round_trip;
 mod unpacking;
+mod users;
 
 /// Whether this test can run: owners and whiteouts need root.
 pub(super) fn root() -> bool {

@@ -1,16 +1,16 @@
-//! COPY, ADD, WORKDIR, USER: BuildKit's rules (the cases `copy-*` and `add-tar-*` of the conformance data).
+//! COPY: BuildKit's rules (the cases `copy-*` of the conformance data).
 
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
-use crate::engine::{Destination, Owner, Selection, User};
-use crate::tree::{Ignored, TreeError, copy_stream, copy_tree, make_directory, owner, user, write_context};
+use crate::engine::{Destination, Owner, Selection};
+use crate::tree::{Ignored, TreeError, copy_stream, copy_tree, write_context};
 
-fn to(path: &str) -> Destination {
+pub(super) fn to(path: &str) -> Destination {
     Destination { path: path.to_owned(), sources: 1, owner: None, mode: None, unpack: false }
 }
 
-fn what(sources: &[&str]) -> Selection {
+pub(super) fn what(sources: &[&str]) -> Selection {
     Selection {
         sources: sources.iter().map(|s| (*s).to_owned()).collect(),
         excludes: Vec::new(),
@@ -18,12 +18,12 @@ fn what(sources: &[&str]) -> Selection {
     }
 }
 
-fn take(_: &str, _: bool) -> Ignored {
+pub(super) fn take(_: &str, _: bool) -> Ignored {
     Ignored::No
 }
 
 /// From a context by the stream.
-fn from_context(
+pub(super) fn from_context(
     root: &Tree,
     to: &Destination,
     context: &Tree,
@@ -372,244 +372,4 @@ fn a_stream_that_ends_early_is_an_error() {
     let mut wrong = bytes.clone();
     wrong[..4].copy_from_slice(&u32::MAX.to_le_bytes());
     assert!(copy_stream(Tree::new().fd(), &to("/o/"), file(&wrong)).is_err());
-}
-
-fn archive() -> Vec<u8> {
-    let mut t = Maker::header(b'5', "t/", "", 0, (11, 12));
-    t.set_mode(0o750);
-    let mut top = Maker::header(b'0', "top", "", 3, (0, 0));
-    top.set_mode(0o4755);
-    let mut root = Maker::header(b'5', "./", "", 0, (7, 7));
-    root.set_mode(0o700);
-    let f = Maker::header(b'0', "t/f", "", 3, (11, 12));
-    Maker::default()
-        .raw(root, b"")
-        .raw(t, b"")
-        .raw(f, b"tar")
-        .symlink("t/s", "f")
-        .hardlink("t/h", "t/f")
-        .raw(top, b"top")
-        .end()
-}
-
-fn added(there: &str, destination: &Destination, archive: &[u8]) -> Result<Vec<String>, TreeError> {
-    let (image, context) = (Tree::with(there), Tree::new());
-    std::fs::write(context.around.path().join("tree/arc"), archive).unwrap();
-    let add = Destination { unpack: true, ..destination.clone() };
-    let result = from_context(&image, &add, &context, &what(&["arc"]), &take);
-    image.assert_contained();
-    result.map(|()| image.lines())
-}
-
-#[test]
-fn archives_are_told_by_their_content_and_unpacked() {
-    if !root() {
-        return;
-    }
-    let expected = |who: &str, dir: &str| {
-        let top = if who == "11:12" { "0:0" } else { who };
-        vec![
-            format!("out dir {dir}"),
-            format!("out/t dir 750 {who}"),
-            format!("out/t/f file 644 {who} \"tar\""),
-            format!("out/t/h file 644 {who} \"tar\""),
-            format!("out/t/s link {top} f"),
-            format!("out/top file 4755 {top} \"top\""),
-        ]
-    };
-    let tar = archive();
-    for program in ["cat", "gzip", "bzip2", "xz", "zstd"] {
-        let mut command = std::process::Command::new(program);
-        if program != "cat" {
-            command.arg("-c");
-        }
-        let Ok(packed) = command.stdin(file(&tar)).output() else {
-            println!("not run: there is no {program} program here");
-            continue;
-        };
-        assert_eq!(
-            added("", &to("/out"), &packed.stdout).unwrap(),
-            expected("11:12", "755 0:0"),
-            "{program}"
-        );
-    }
-    let owned = Destination { owner: Some(Owner { uid: 77, gid: 78 }), mode: Some(0o711), ..to("/out/") };
-    assert_eq!(added("", &owned, &tar).unwrap(), expected("77:78", "755 77:78"));
-    // Over what is there: directories merge, all else is replaced, links are not followed.
-    let found =
-        added("mkdir -p -m 700 out/t real; echo k > out/t/keep; echo o > out/t/f", &to("/out/"), &tar)
-            .unwrap();
-    assert!(found.contains(&"out/t/keep file 644 0:0 \"k\"".to_owned()), "{found:?}");
-    assert!(found.contains(&"out/t dir 750 11:12".to_owned()), "{found:?}");
-    let found =
-        added("mkdir real out; ln -s /real out/t; mkdir out/top; touch out/top/x", &to("/out/"), &tar)
-            .unwrap();
-    assert!(found.contains(&"real dir 755 0:0".to_owned()) && found.len() == 7, "{found:?}");
-    // No archives: nothing in it, something else in gzip, a name that lies.
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(b"no tar").unwrap();
-    for plain in [vec![0; 10240], gzip.finish().unwrap(), b"this is no archive".to_vec(), Vec::new()] {
-        let found = added("", &to("/out/"), &plain).unwrap();
-        assert!(found.len() == 2 && found[1].starts_with("out/arc file 644 0:0"), "{found:?}");
-    }
-    // A whiteout's name is a name here.
-    let found = added("", &to("/"), &Maker::default().file(".wh.foo", "").end()).unwrap();
-    assert_eq!(found, [".wh.foo file 644 0:0 \"\""]);
-}
-
-#[test]
-fn an_archives_root_is_its_destination() {
-    if !root() {
-        return;
-    }
-    let made = |make: fn(Maker) -> Maker| {
-        added("mkdir etc; echo pw > etc/passwd", &to("/out/"), &make(Maker::default()).end())
-    };
-    let inside =
-        made(|m| m.symlink("l", "..").dir("etc/").file("l/etc/f", "1").file("../../g", "2")).unwrap();
-    assert_eq!(
-        inside,
-        [
-            "etc dir 755 0:0",
-            "etc/passwd file 644 0:0 \"pw\"",
-            "out dir 755 0:0",
-            "out/etc dir 755 0:0",
-            "out/etc/f file 644 0:0 \"1\"",
-            "out/g file 644 0:0 \"2\"",
-            "out/l link 0:0 ..",
-        ]
-    );
-    let cases: [fn(Maker) -> Maker; 4] = [
-        |m| m.hardlink("h", "../../etc/passwd"),
-        |m| m.symlink("l", "../../etc").file("l/pwned", "x"),
-        |m| m.file("a", "").file("a/b", ""),
-        |m| m.raw(Maker::header(b'0', "x", "", 0, (70000, 0)), b""),
-    ];
-    for make in cases {
-        let error = made(make).unwrap_err();
-        assert!(matches!(error, TreeError::User { .. }), "{error:?}");
-    }
-}
-
-#[test]
-fn working_directories_are_made_inside() {
-    if !root() {
-        return;
-    }
-    let made = |there: &str, path: &str| {
-        let tree = Tree::with(there);
-        let result = make_directory(tree.fd(), path, Owner { uid: 33, gid: 34 });
-        tree.assert_contained();
-        result.map(|()| tree.lines().join(", "))
-    };
-    assert_eq!(made("", "/a/b").unwrap(), "a dir 755 33:34, a/b dir 755 33:34");
-    assert_eq!(made("mkdir a", "/a/").unwrap(), "a dir 755 0:0");
-    assert_eq!(made("", "/").unwrap(), "");
-    assert_eq!(made("ln -s /etc a", "/a/../../../x").unwrap(), "a link 0:0 /etc, x dir 755 33:34");
-    assert_eq!(
-        made("ln -s /real a", "/a/b").unwrap(),
-        "a link 0:0 /real, real dir 755 33:34, real/b dir 755 33:34"
-    );
-    assert_eq!(made("", "/proc/self/fd/7").unwrap().matches("dir 755 33:34").count(), 4);
-    for (there, path) in [("echo x > a", "/a"), ("echo x > a", "/a/b")] {
-        assert!(matches!(made(there, path).unwrap_err(), TreeError::User { .. }));
-    }
-}
-
-const USERS: &str = "mkdir etc; cat > etc/passwd <<'X'
-root:x:0:0:root:/root:/bin/sh
-broken:x:zero:0::/:/bin/sh
-app:x:1500:1600::/home/app:/bin/sh
-big:x:70000:1::/:/bin/sh
-7zip:x:77:78::/z:/bin/sh
-X
-cat > etc/group <<'X'
-root:x:0:root
-wheel:x:10:root
-app:x:1600:
-team:x:1700:other,app
-X";
-
-#[test]
-fn users_are_looked_up_in_the_image() {
-    let tree = Tree::with(USERS);
-    let found = |text: &str| user(tree.fd(), text);
-    let is = |uid, gid, groups: &[u32], home: &str| User {
-        owner: Owner { uid, gid },
-        groups: groups.to_vec(),
-        home: home.to_owned(),
-    };
-    assert_eq!(found("").unwrap(), is(0, 0, &[0, 10], "/root"));
-    assert_eq!(found("root").unwrap(), is(0, 0, &[0, 10], "/root"));
-    assert_eq!(found("app").unwrap(), is(1500, 1600, &[1600, 1700], "/home/app"));
-    assert_eq!(found("1500").unwrap(), is(1500, 1600, &[1600, 1700], "/home/app"));
-    // A named group takes the place of all others.
-    assert_eq!(found("app:app").unwrap(), is(1500, 1600, &[1600], "/home/app"));
-    assert_eq!(found("app:team").unwrap(), is(1500, 1700, &[1700], "/home/app"));
-    assert_eq!(found("1500:3").unwrap(), is(1500, 3, &[3], "/home/app"));
-    assert_eq!(found("1234").unwrap(), is(1234, 0, &[0], "/"));
-    assert_eq!(found("65534:65534").unwrap(), is(65534, 65534, &[65534], "/"));
-    assert_eq!(found("7zip").unwrap(), is(77, 78, &[78], "/z"));
-    for text in
-        ["4294967296", "-1", "+1", "0x0", "65535", "99999999999999999999", "0:4294967296", "0:-1", "big"]
-    {
-        let error = found(text).unwrap_err();
-        assert!(
-            matches!(error, TreeError::User { .. }) && error.to_string().contains("0 to 65534"),
-            "{text}: {error}"
-        );
-    }
-    for text in ["ghost", "broken", "app:ghost", "٣", "root "] {
-        let error = found(text).unwrap_err();
-        assert!(
-            matches!(error, TreeError::User { .. }) && error.to_string().contains("unable to find"),
-            "{text}: {error}"
-        );
-    }
-    let bare = Tree::new();
-    assert_eq!(user(bare.fd(), "0:5").unwrap(), is(0, 5, &[5], "/"));
-    assert!(user(bare.fd(), "root").is_err());
-}
-
-#[test]
-fn owners_fall_back_as_buildkits_do() {
-    let tree = Tree::with(USERS);
-    let found = |text: &str| owner(tree.fd(), text).map(|o| (o.uid, o.gid));
-    for (text, expected) in [
-        ("12", (12, 12)),
-        ("12:34", (12, 34)),
-        ("app", (1500, 1600)),
-        ("app:team", (1500, 1700)),
-        (":team", (0, 1700)),
-        ("77:team", (77, 1700)),
-        ("app:root", (1500, 0)),
-        ("root", (0, 0)),
-        ("ghost", (0, 0)),
-        ("0:ghost", (0, 0)),
-        ("app:ghost", (1500, 1600)),
-        ("root:$(id)", (0, 0)),
-    ] {
-        assert_eq!(found(text).unwrap(), expected, "{text}");
-    }
-    for text in ["4294967296", "-1", "0x0", "0:70000", "big"] {
-        assert!(matches!(found(text).unwrap_err(), TreeError::User { .. }), "{text}");
-    }
-    assert_eq!(owner(Tree::new().fd(), "app").unwrap(), Owner::default());
-}
-
-#[test]
-fn passwd_files_that_are_none_end_it_at_once() {
-    for script in [
-        "mkdir etc; mkfifo etc/passwd",
-        "mkdir -p etc/passwd",
-        "mkdir etc; ln -s passwd etc/passwd",
-        "mkdir etc; truncate -s 1G etc/passwd",
-    ] {
-        let tree = Tree::with(script);
-        let error = user(tree.fd(), "app").unwrap_err();
-        assert!(matches!(error, TreeError::User { .. }), "{script}: {error:?}");
-    }
-    // A link is followed in the image: no file of the machine is read.
-    let tree = Tree::with("mkdir etc dev; ln -s /dev/zero etc/passwd; ln -s /etc/passwd dev/x");
-    assert!(user(tree.fd(), "root").unwrap_err().to_string().contains("unable to find user"));
 }
