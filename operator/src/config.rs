@@ -18,7 +18,11 @@ const MAX_CONFIG: u64 = 1 << 20;
 pub struct Config {
     /// Image of both containers of a builder pod, with `/kiln-builder` and `/kiln-courier` in it.
     pub builder_image: String,
-    /// When the kubelet pulls it.
+    /// Image of the container that fetches sources, with `/kiln-source`, git and ssh in it. Without it only sources in the
+    /// object and in ConfigMaps can be built.
+    #[serde(default)]
+    pub source_image: Option<String>,
+    /// When the kubelet pulls them.
     #[serde(default)]
     pub image_pull_policy: PullPolicy,
     /// Isolation of builds that name none.
@@ -189,6 +193,9 @@ impl Config {
         if self.builder_image.trim().is_empty() {
             return Err("builderImage: expected an image reference, found nothing".to_owned());
         }
+        if self.source_image.as_ref().is_some_and(|image| image.trim().is_empty()) {
+            return Err("sourceImage: expected an image reference, found nothing".to_owned());
+        }
         if !self.allowed_isolations.contains(&self.isolation) {
             return Err(format!(
                 "isolation: {} is the default but is not in allowedIsolations",
@@ -294,6 +301,7 @@ mod tests {
             ("builderImage: a\ndefaults:\n  timeout: 1h\n  ressources: {}\n", vec!["ressources", "4"]),
             ("isolation: HostRange\n", vec!["builderImage"]),
             ("builderImage: ''\n", vec!["builderImage"]),
+            ("builderImage: a\nsourceImage: ''\n", vec!["sourceImage"]),
             ("builderImage: a\nseccompProfile: /etc/x\n", vec!["seccompProfile", "/etc/x"]),
             ("builderImage: a\nallowedIsolations: [HostRange]\n", vec!["isolation", "UserNamespace"]),
             ("builderImage: a\ndefaults: {resources: {limits: {memory: 4GiB}}}\n", vec!["memory", "4GiB"]),

@@ -1,4 +1,4 @@
-//! Wires watches to reconciles: ImageBuilds, their pods, the ConfigMaps that they build from, their journals.
+//! Wires watches to reconciles: ImageBuilds, their pods, the ConfigMaps and Flux objects that they build from, their journals.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Liveness, Readiness};
-use crate::image_build::context::Context;
+use crate::image_build::context::{Context, config_map_key};
+use crate::image_build::flux;
 use crate::image_build::names;
 use crate::image_build::observe::PodView;
 use crate::image_build::reconcile::{Object, on_error, reconcile};
@@ -140,6 +141,7 @@ async fn run_scope(
             Told::Synced => None,
         })
     }));
+    let flux = tokio::spawn(flux::watch(ctx.clone(), scope.clone()));
     let source_wakes = watch_config_maps(ctx.clone(), &scope);
     let triggers = stream::select(stream::select(pod_wakes.boxed(), source_wakes.boxed()), wakes.boxed())
         .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
@@ -168,6 +170,7 @@ async fn run_scope(
             future::ready(())
         })
         .await;
+    flux.abort();
 }
 
 fn tokio_stream(mut receiver: mpsc::UnboundedReceiver<Wake>) -> impl Stream<Item = Wake> + Send + 'static {
@@ -282,7 +285,7 @@ fn watch_config_maps(ctx: Arc<Context>, scope: &Scope) -> impl Stream<Item = Wak
         let wakes = match touched {
             Ok(map) => {
                 let namespace = map.metadata.namespace.unwrap_or_default();
-                ctx.built_from(&namespace, &map.metadata.name.unwrap_or_default())
+                ctx.built_from(&namespace, &config_map_key(&map.metadata.name.unwrap_or_default()))
             }
             Err(error) => {
                 tracing::warn!(%error, "the watch of ConfigMaps was interrupted and is taken up again");

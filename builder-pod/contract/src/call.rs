@@ -1,14 +1,15 @@
-//! What the builder asks of the courier, over a Unix socket.
+//! What the builder, and before it the source's fetcher, asks of the courier, over a Unix socket.
 //!
 //! One call per connection: the builder connects, sends one frame, reads one frame. A frame is a length (u32, big
 //! endian, at most [`MAX_FRAME`]) and that many bytes of JSON. A call that moves a blob carries one file descriptor
 //! with its first byte (`SCM_RIGHTS`). The exception is [`Call::Attach`]: its connection stays open for as long as the
-//! builder lives; the courier sends [`Reply::Stop`] on it, and takes its end for the builder's death.
+//! builder lives; the courier sends [`Reply::Stop`] on it, and takes its end for the builder's death. [`Call::Watch`] stays
+//! open, too; its end means nothing.
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::image::{Descriptor, ResolvedImage};
+use crate::image::{Artifact, Descriptor, ResolvedImage};
 use crate::journal::Event;
 
 /// Bytes of a frame at most: an image config (4 MiB at most) in JSON quotes.
@@ -33,10 +34,20 @@ pub enum Call {
         /// `os/arch[/variant]`.
         platform: String,
     },
+    /// Answered with [`Reply::Stop`] when the attempt is no longer wanted, and not before.
+    Watch,
+    /// Pin a reference to an artifact, or to the image of one platform, that is the build's source. Answered with
+    /// [`Reply::Artifact`].
+    ResolveArtifact {
+        /// As the object has it.
+        reference: String,
+        /// `os/arch[/variant]`, for an image of several platforms.
+        platform: String,
+    },
     /// Write a blob of a resolved image, as stored (compressed), into the descriptor that comes along (a pipe's write
     /// end). The courier closes it at the end; a short or wrong blob is an error reply. Answered with [`Reply::Done`].
     ReadBlob {
-        /// [`ResolvedImage::pinned`].
+        /// [`ResolvedImage::pinned`] or [`Artifact::pinned`].
         image: String,
         /// The blob.
         blob: Descriptor,
@@ -106,6 +117,11 @@ pub enum Reply {
     Resolved {
         /// The pinned image.
         image: ResolvedImage,
+    },
+    /// See [`Call::ResolveArtifact`].
+    Artifact {
+        /// The pinned artifact.
+        artifact: Artifact,
     },
     /// See [`Call::PutBlob`].
     Stored {

@@ -128,11 +128,19 @@ pub mod reason {
     pub const NOT_FOUND: &str = "NotFound";
     /// The object's spec asks for something that can't be.
     pub const INVALID_SPEC: &str = "InvalidSpec";
-    /// The named ConfigMap or service account is missing, or the context is not usable.
+    /// The named ConfigMap, service account, repository, reference or archive is not there.
     pub const SOURCE_NOT_FOUND: &str = "SourceNotFound";
     /// The service account does not list a Secret that the object names.
     pub const SECRET_NOT_LISTED: &str = "SecretNotListed";
-    /// The context breaks a limit.
+    /// The source wants other credentials than the ones at hand.
+    pub const SOURCE_UNAUTHORIZED: &str = "SourceUnauthorized";
+    /// The archive is not the one that the checksum names.
+    pub const SOURCE_CHECKSUM_MISMATCH: &str = "SourceChecksumMismatch";
+    /// The source has more bytes or files than allowed.
+    pub const SOURCE_TOO_LARGE: &str = "SourceTooLarge";
+    /// The source's server did not answer, or not in time.
+    pub const SOURCE_UNAVAILABLE: &str = "SourceUnavailable";
+    /// The context breaks a rule.
     pub const SOURCE_INVALID: &str = "SourceInvalid";
     /// The base image, its tag or its platform is not in the registry.
     pub const BASE_IMAGE_NOT_FOUND: &str = "BaseImageNotFound";

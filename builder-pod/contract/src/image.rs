@@ -32,6 +32,34 @@ pub struct ResolvedImage {
     pub layers: Vec<Descriptor>,
 }
 
+/// An artifact or image that is a build's source, pinned to one manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Artifact {
+    /// `host/repository@sha256:…`; names it in further calls.
+    pub pinned: String,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Whether it is an image, whose layers stand on one another, and not an artifact.
+    pub is_image: bool,
+    /// In the manifest's order.
+    pub layers: Vec<ArtifactLayer>,
+}
+
+/// A layer of an [`Artifact`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArtifactLayer {
+    /// The blob.
+    pub blob: Descriptor,
+    /// Annotation `org.opencontainers.image.title`: the file's name, as ORAS pushes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// Annotation `io.deis.oras.content.unpack`: the file is a directory's archive.
+    #[serde(default)]
+    pub unpack: bool,
+}
+
 /// Whether `digest` is `sha256:` and 64 lower-case hex digits: the only algorithm that Kiln accepts.
 pub fn is_sha256_digest(digest: &str) -> bool {
     digest.strip_prefix("sha256:").is_some_and(|hex| {

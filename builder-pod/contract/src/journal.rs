@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::report::Pushed;
+use crate::source::Fetched;
 
 /// Bytes of a journal at most, so that the kubelet's log rotation (10 MiB) never cuts one. Past it only heartbeats,
 /// checkpoints and terminal events are written.
@@ -40,6 +41,11 @@ pub enum Event {
     CourierStarted {
         /// [`crate::request::BuildRequest::attempt`].
         attempt: String,
+    },
+    /// The source is fetched.
+    SourceFetched {
+        /// What it turned out to be.
+        source: Fetched,
     },
     /// The builder is there and has proved its sandbox.
     BuilderStarted {
@@ -175,6 +181,9 @@ pub struct BuildState {
     /// The attempt, once the first line was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<String>,
+    /// The source, once it is fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Fetched>,
     /// The isolation in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
@@ -218,6 +227,7 @@ impl BuildState {
         self.seq = line.seq;
         match &line.event {
             Event::CourierStarted { attempt } => self.attempt = Some(attempt.clone()),
+            Event::SourceFetched { source } => self.source = Some(source.clone()),
             Event::BuilderStarted { isolation } => self.isolation = Some(isolation.clone()),
             Event::Planned { steps } => self.steps = steps.iter().cloned().map(StepState::pending).collect(),
             Event::StepStarted { step } => self.with_step(*step, |s| {

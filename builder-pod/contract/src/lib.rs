@@ -3,7 +3,8 @@
 //! | module | from | to | how it travels |
 //! |---|---|---|---|
 //! | [`request`] | operator or CLI | courier, builder | immutable ConfigMap mounted at [`paths::REQUEST`] |
-//! | [`call`] | builder | courier | Unix socket at [`paths::SOCKET`] |
+//! | [`source`] | operator | `source` | part of the request |
+//! | [`call`] | builder, `source` | courier | Unix socket at [`paths::SOCKET`] |
 //! | [`journal`] | courier | operator | the courier's stdout, one JSON event per line |
 //! | [`control`] | operator | courier | pod annotations seen through a downwardAPI volume |
 //! | [`report`] | courier | operator | the courier's termination message |
@@ -16,10 +17,11 @@ pub mod journal;
 pub mod paths;
 pub mod report;
 pub mod request;
+pub mod source;
 pub mod text;
 
 pub use failure::{Failure, FailureClass, reason};
-pub use image::Descriptor;
+pub use image::{Descriptor, is_sha256_digest};
 
 /// Version of everything in this crate. A peer that speaks another version is refused by name, never guessed at.
 pub const VERSION: u32 = 1;

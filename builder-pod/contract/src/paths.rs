@@ -1,4 +1,4 @@
-//! Where things are mounted inside the builder pod. Operator, courier and builder must agree on these.
+//! Where things are mounted inside the builder pod. Operator, courier, source and builder must agree on these.
 
 /// Directory of the request ConfigMap (read-only, courier and build).
 pub const REQUEST_DIR: &str = "/kiln/request";
@@ -28,9 +28,21 @@ pub const SSH_DIR: &str = "/kiln/ssh";
 pub const STATE_DIR: &str = "/kiln/state";
 /// The builder's workspace: an emptyDir on a real file system, build only.
 pub const WORK_DIR: &str = "/kiln/work";
+/// The volume with a fetched source: an emptyDir, writable in `source`, read-only in `build`.
+pub const CONTEXT_DIR: &str = "/kiln/context";
+/// The fetched files.
+pub const CONTEXT_TREE: &str = "/kiln/context/tree";
+/// A number: how many seconds the fetch took, which count for the build's timeout.
+pub const FETCH_SECONDS: &str = "/kiln/context/seconds";
+/// What a fetch needs and the build does not (downloads, git's objects): an emptyDir, `source` only.
+pub const FETCH_DIR: &str = "/kiln/fetch";
+/// The Secret with the source's credentials, a file per key (`source` only).
+pub const SOURCE_AUTH_DIR: &str = "/kiln/source-auth";
 /// Where the kubelet reads the termination message from.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Name of the courier container.
 pub const COURIER_CONTAINER: &str = "courier";
+/// Name of the container that fetches the source.
+pub const SOURCE_CONTAINER: &str = "source";
 /// Name of the build container.
 pub const BUILD_CONTAINER: &str = "build";

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::{Git, Http, Oci};
+
 /// One attempt at one build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -52,6 +54,19 @@ pub enum Source {
     Files(Vec<File>),
     /// A directory of this machine (`kiln build DIR`).
     Directory(String),
+    /// A git repository. This and what follows is fetched into [`crate::paths::CONTEXT_TREE`] before the build.
+    Git(Git),
+    /// An archive from a web server.
+    Http(Http),
+    /// An artifact or an image in a registry.
+    Oci(Oci),
+}
+
+impl Source {
+    /// Whether the `source` container fetches it.
+    pub fn is_fetched(&self) -> bool {
+        matches!(self, Self::Git(_) | Self::Http(_) | Self::Oci(_))
+    }
 }
 
 /// A file of the context.

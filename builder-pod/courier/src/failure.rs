@@ -8,12 +8,17 @@ use kiln_registry::Error;
 pub enum Purpose {
     /// A base image.
     Pull,
+    /// The build's source.
+    Source,
     /// The build's image.
     Push,
 }
 
 /// The failure that an error stands for.
 pub fn of_registry(error: &Error, purpose: Purpose) -> Failure {
+    if purpose == Purpose::Source {
+        return of_source(error);
+    }
     let pull = purpose == Purpose::Pull;
     let (class, why, hint) = match error {
         Error::Name { .. } => (FailureClass::User, reason::INVALID_SPEC, ""),
@@ -39,13 +44,38 @@ pub fn of_registry(error: &Error, purpose: Purpose) -> Failure {
         _ if pull => (FailureClass::Registry, reason::REGISTRY_UNAVAILABLE, ""),
         _ => (FailureClass::Registry, reason::PUSH_FAILED, ""),
     };
+    Failure::new(class, why, format!("{}{hint}", told(error)))
+}
+
+/// The failure of reading the build's source from a registry.
+fn of_source(error: &Error) -> Failure {
+    let (class, why, hint) = match error {
+        Error::Name { .. } => (FailureClass::User, reason::INVALID_SPEC, ""),
+        Error::Unauthorized { .. } | Error::Denied { .. } => (
+            FailureClass::Source,
+            reason::SOURCE_UNAUTHORIZED,
+            "; list a Secret of type kubernetes.io/dockerconfigjson with a login for this registry in the service account's imagePullSecrets",
+        ),
+        Error::NotFound { .. } | Error::PlatformMissing { .. } => {
+            (FailureClass::Source, reason::SOURCE_NOT_FOUND, "; check the name and the tag")
+        }
+        Error::Digest { .. } => (FailureClass::Source, reason::SOURCE_CHECKSUM_MISMATCH, ""),
+        Error::Size { .. } | Error::Invalid { .. } => (FailureClass::Source, reason::SOURCE_INVALID, ""),
+        Error::Local { .. } | Error::Setup { .. } => (FailureClass::Infrastructure, reason::INTERNAL, ""),
+        _ => (FailureClass::Source, reason::SOURCE_UNAVAILABLE, ""),
+    };
+    Failure::new(class, why, format!("{}{hint}", told(error)))
+}
+
+/// An error with its causes.
+fn told(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    Failure::new(class, why, format!("{text}{hint}"))
+    text
 }
 
 /// The failure of an attempt that was told to stop.
@@ -77,6 +107,7 @@ mod tests {
         let missing = Error::NotFound { registry: "r".into(), what: "image x".into(), detail: "404".into() };
         assert_eq!(of_registry(&missing, Purpose::Pull).reason, reason::BASE_IMAGE_NOT_FOUND);
         assert_eq!(of_registry(&missing, Purpose::Push).reason, reason::PUSH_FAILED);
+        assert_eq!(of_registry(&missing, Purpose::Source).reason, reason::SOURCE_NOT_FOUND);
         let login =
             Error::Unauthorized { registry: "r:5000".into(), action: "push".into(), detail: "none".into() };
         let failure = of_registry(&login, Purpose::Push);

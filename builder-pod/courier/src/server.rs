@@ -205,6 +205,10 @@ async fn connection(
     if let Call::Attach { version } = call {
         return attach(session, attached, stream_back, version).await;
     }
+    if call == Call::Watch {
+        let word = session.stop.subscribe().wait_for(Option::is_some).await.ok().and_then(|w| w.clone());
+        return send(stream_back, Reply::Stop { reason: word.unwrap_or_default() }).await.map(drop);
+    }
     let reply = match answer(session, call, fd).await {
         Ok(reply) => reply,
         Err(failure) => Reply::Failed { failure },
@@ -268,15 +272,18 @@ async fn find_agent(session: &Arc<Session>, id: String) -> Result<Option<agent::
 async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Result<Reply, Failure> {
     let needed = |fd: Option<OwnedFd>| fd.ok_or_else(|| internal("the call came without its descriptor"));
     match call {
-        Call::Attach { .. } => Err(internal("attach has a connection of its own")),
+        Call::Attach { .. } | Call::Watch => Err(internal("attach and watch have a connection of their own")),
         Call::Resolve { reference, platform } => {
             Ok(Reply::Resolved { image: session.resolve(&reference, &platform).await? })
         }
+        Call::ResolveArtifact { reference, platform } => {
+            Ok(Reply::Artifact { artifact: session.resolve_artifact(&reference, &platform).await? })
+        }
         Call::ReadBlob { image, blob } => {
-            let (name, blob) = session.base_blob(&image, &blob.digest)?;
+            let (name, blob, purpose) = session.base_blob(&image, &blob.digest)?;
             let mut out = tokio::fs::File::from_std(needed(fd)?.into());
             let read = session.client.read_blob(&name, &blob, &mut out).await;
-            read.map_err(|e| of_registry(&e, Purpose::Pull))?;
+            read.map_err(|e| of_registry(&e, purpose))?;
             Ok(Reply::Done)
         }
         Call::PutBlob { blob } => {
@@ -286,7 +293,7 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             Ok(Reply::Stored { how })
         }
         Call::PutBaseBlob { image, blob } => {
-            let (name, _) = session.base_blob(&image, &blob.digest)?;
+            let (name, _, _) = session.base_blob(&image, &blob.digest)?;
             let how = session.target.put(&session.client, &blob, Bytestream::Base(name)).await?;
             session.has(&blob.digest);
             Ok(Reply::Stored { how })

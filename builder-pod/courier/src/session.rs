@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use kiln_contract::Descriptor;
 use kiln_contract::failure::{Failure, FailureClass, reason};
-use kiln_contract::image::ResolvedImage;
+use kiln_contract::image::{Artifact, ArtifactLayer, ResolvedImage};
 use kiln_contract::journal::{BuildState, Event};
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
@@ -45,7 +45,7 @@ pub struct Session {
     /// Signalled when the outcome is there.
     pub ended: Notify,
     journal: Mutex<Journal>,
-    images: Mutex<BTreeMap<String, Image>>,
+    images: Mutex<BTreeMap<String, (Image, Purpose)>>,
     blobs: Mutex<BTreeSet<String>>,
     outcome: Mutex<Option<Outcome>>,
     saved: Option<PathBuf>,
@@ -157,22 +157,51 @@ impl Session {
             layers: image.layers.iter().map(layer).collect(),
         };
         if let Ok(mut images) = self.images.lock() {
-            images.insert(resolved.pinned.clone(), image);
+            images.insert(resolved.pinned.clone(), (image, Purpose::Pull));
         }
         Ok(resolved)
     }
 
-    /// The name and blob of an image that was resolved in this attempt; nothing else may be read.
+    /// Pins the reference of the build's source.
+    ///
+    /// # Errors
+    /// As the registry answered.
+    pub async fn resolve_artifact(&self, reference: &str, platform: &str) -> Result<Artifact, Failure> {
+        let of = |e: kiln_registry::Error| of_registry(&e, Purpose::Source);
+        let name = ImageName::parse(reference).map_err(of)?;
+        let platform = Platform::parse(platform).map_err(of)?;
+        let found = self.client.resolve_artifact(&name, &platform).await.map_err(of)?;
+        let pinned = name.pinned(&found.digest);
+        let known = Image {
+            name,
+            digest: found.digest.clone(),
+            media_type: String::new(),
+            config: Vec::new(),
+            layers: found.layers.iter().map(|l| l.blob.clone()).collect(),
+        };
+        if let Ok(mut images) = self.images.lock() {
+            images.insert(pinned.clone(), (known, Purpose::Source));
+        }
+        let layer = |l: kiln_registry::ArtifactLayer| ArtifactLayer {
+            blob: Descriptor { media_type: l.blob.media_type, digest: l.blob.digest, size: l.blob.size },
+            title: l.title,
+            unpack: l.unpack,
+        };
+        let layers = found.layers.into_iter().map(layer).collect();
+        Ok(Artifact { pinned, digest: found.digest, is_image: found.is_image, layers })
+    }
+
+    /// The name and blob of an image that was resolved in this attempt, and for what; nothing else may be read.
     ///
     /// # Errors
     /// It was not, or has no such layer.
-    pub fn base_blob(&self, image: &str, digest: &str) -> Result<(ImageName, Blob), Failure> {
+    pub fn base_blob(&self, image: &str, digest: &str) -> Result<(ImageName, Blob, Purpose), Failure> {
         let images = self.images.lock().map_err(|_| internal("a lock is poisoned"))?;
-        let known =
+        let (known, purpose) =
             images.get(image).ok_or_else(|| internal(format!("{image} was not resolved in this build")))?;
         let blob = known.layers.iter().find(|l| l.digest == digest);
         let blob = blob.ok_or_else(|| internal(format!("{image} has no layer {digest}")))?;
-        Ok((known.name.clone(), blob.clone()))
+        Ok((known.name.clone(), blob.clone(), *purpose))
     }
 
     /// Notes that the output has a blob.

@@ -30,6 +30,13 @@ pub(crate) struct Header {
     until: Instant,
 }
 
+impl Header {
+    /// One that was not asked of anybody.
+    pub(crate) fn given(value: String) -> Self {
+        Self { value, until: lasting(MAX_SECONDS) }
+    }
+}
+
 impl std::fmt::Debug for Header {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Header").finish_non_exhaustive()
@@ -235,7 +242,7 @@ fn lasting(seconds: u64) -> Instant {
     Instant::now() + Duration::from_secs(seconds.min(MAX_SECONDS))
 }
 
-fn basic(user: &str, password: &str) -> String {
+pub(crate) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 

@@ -5,9 +5,11 @@
 //! several mirrors, and asks whatever token realm a registry names. Everything that a registry sends is bounded and
 //! verified; credentials go to the registry (or its token service over TLS) and nowhere else.
 
+mod artifact;
 mod auth;
 mod client;
 mod credentials;
+mod download;
 mod error;
 mod guard;
 mod manifest;
@@ -20,8 +22,10 @@ mod push;
 mod retry;
 mod transport;
 
+pub use artifact::{Artifact, ArtifactLayer};
 pub use client::{Client, Mirror, Options, Registries};
 pub use credentials::Credentials;
+pub use download::{Authorization, Download};
 pub use error::Error;
 pub use manifest::{Blob, Image, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST};
 pub use name::{ImageName, is_digest};

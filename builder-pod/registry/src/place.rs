@@ -23,6 +23,14 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// The server of a URL; it has no repository.
+    pub(crate) fn of_url(url: &Url) -> Option<Self> {
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let host = format!("{}{port}", url.host_str()?);
+        let root = url.join("/").ok()?;
+        Some(Self { host, path: String::new(), root, mirror_of: None })
+    }
+
     /// The repository at its own registry.
     pub(crate) fn origin(name: &ImageName, registries: &Registries) -> Result<Self, Error> {
         Self::new(name.registry(), name.repository().to_owned(), None, registries)

@@ -70,7 +70,7 @@ impl Client {
     }
 
     /// Digest, media type and bytes of a manifest.
-    async fn manifest(
+    pub(crate) async fn manifest(
         &self,
         place: &Place,
         name: &ImageName,

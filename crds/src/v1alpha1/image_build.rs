@@ -123,7 +123,7 @@ pub struct ImageBuildSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
     /// ServiceAccount of this namespace whose `imagePullSecrets` hold the registry credentials, for base images and for
-    /// the push, and whose `secrets` list what `secrets` and `ssh` name. Its token is not mounted.
+    /// the push, and whose `secrets` list what `secrets`, `ssh` and the source's `secretName` name. Its token is not mounted.
     #[serde(default = "default_service_account")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub service_account_name: String,

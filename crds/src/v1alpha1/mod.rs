@@ -11,7 +11,10 @@ mod status;
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
 pub use output::Output;
 pub use secret::{BuildSecret, SshKey};
-pub use source::{ConfigMapSource, InlineFile, InlineSource, MAX_INLINE_BYTES, Source};
+pub use source::{
+    ConfigMapSource, FluxKind, FluxSource, GitSource, HttpSource, InlineFile, InlineSource, MAX_INLINE_BYTES,
+    OciSource, Source,
+};
 pub use status::{
     AttemptStatus, FailureClass, FailureStatus, HistoryEntry, ImageBuildStatus, ImageStatus, LayerStatus,
     PodRef, QueueStatus, RunResult, SourceStatus, StepState, StepStatus,

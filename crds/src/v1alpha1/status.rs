@@ -196,8 +196,14 @@ pub struct ImageStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceStatus {
-    /// Digest of the source's files, names and contents (`sha256:` and 64 hex digits).
-    pub digest: String,
+    /// What was built: the commit of a git repository, the revision that Flux names, else the digest. Absent while it is not
+    /// known, and for files in the object or a ConfigMap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Digest (`sha256:` and 64 hex digits) of the source's files, names and contents; of the archive; or of the manifest.
+    /// Absent for git, whose commit says it all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// A pod of this namespace.

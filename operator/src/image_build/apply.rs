@@ -114,7 +114,7 @@ pub async fn create(
     Ok(None)
 }
 
-/// Secrets that the object names for its steps and the service account does not list: who may create ImageBuilds is not to
+/// Secrets that the object names for its source and its steps and the service account does not list: who may create ImageBuilds is not to
 /// read any Secret of the namespace by that.
 fn not_listed(account: &ServiceAccount, blueprint: &Blueprint<'_>) -> Option<Failure> {
     let listed = |name: &str| account.secrets.iter().flatten().any(|s| s.name.as_deref() == Some(name));
@@ -124,6 +124,7 @@ fn not_listed(account: &ServiceAccount, blueprint: &Blueprint<'_>) -> Option<Fai
         .iter()
         .chain(&build.ssh)
         .map(|g| g.secret.as_str())
+        .chain(build.source_secret.as_deref())
         .filter(|name| !listed(name))
         .collect();
     let first = named.first()?;
@@ -134,7 +135,7 @@ fn not_listed(account: &ServiceAccount, blueprint: &Blueprint<'_>) -> Option<Fai
         FailureClass::Policy,
         reason::SECRET_NOT_LISTED,
         format!(
-            "Secret {first}{others} (spec.secrets, spec.ssh) is not in the secrets of ServiceAccount {account}; list it: kubectl -n {namespace} patch serviceaccount {account} -p '{patch}'"
+            "Secret {first}{others} (spec.source, spec.secrets, spec.ssh) is not in the secrets of ServiceAccount {account}; list it: kubectl -n {namespace} patch serviceaccount {account} -p '{patch}'"
         ),
     ))
 }

@@ -17,6 +17,8 @@ pub mod reasons {
     pub const STARTING: &str = "Starting";
     /// There is no node for the pod.
     pub const UNSCHEDULABLE: &str = "Unschedulable";
+    /// The source is on its way.
+    pub const FETCHING: &str = "Fetching";
     /// Steps run.
     pub const BUILDING: &str = "Building";
     /// The layers are on their way.

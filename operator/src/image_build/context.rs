@@ -56,10 +56,15 @@ struct Memory {
     written: Option<(u64, ImageBuildStatus)>,
     /// How the last try to make an attempt's pod failed; the attempt.
     creation: Option<(String, CreationFault)>,
-    /// The ConfigMap that it builds from.
+    /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
     source: Option<String>,
     /// Reconciles that failed in a row.
     failures: u32,
+}
+
+/// The name under which [`Context::built_from`] knows a ConfigMap.
+pub fn config_map_key(name: &str) -> String {
+    format!("ConfigMap/{name}")
 }
 
 impl Context {
@@ -121,7 +126,9 @@ impl Context {
         self.with(uid, |memory| {
             memory.namespace.clone_from(namespace);
             memory.name = build.metadata.name.clone().unwrap_or_default();
-            memory.source = build.spec.source.config_map.as_ref().map(|c| c.name.clone());
+            let source = &build.spec.source;
+            let map = source.config_map.as_ref().map(|c| config_map_key(&c.name));
+            memory.source = map.or_else(|| source.flux.as_ref().map(|f| super::flux::key(f.kind, &f.name)));
         });
     }
 
@@ -146,11 +153,10 @@ impl Context {
         gone.iter().for_each(|uid| self.forget(uid));
     }
 
-    /// The objects that build from a ConfigMap.
-    pub fn built_from(&self, namespace: &str, config_map: &str) -> Vec<Wake> {
+    /// The objects that build from a ConfigMap or Flux object, by its key.
+    pub fn built_from(&self, namespace: &str, key: &str) -> Vec<Wake> {
         let memory = self.memory();
-        let those =
-            memory.values().filter(|m| m.namespace == namespace && m.source.as_deref() == Some(config_map));
+        let those = memory.values().filter(|m| m.namespace == namespace && m.source.as_deref() == Some(key));
         those.map(|m| (m.namespace.clone(), m.name.clone())).collect()
     }
 

@@ -1,4 +1,4 @@
-//! Reads what the object names: the ConfigMap of its source.
+//! Reads what the object names: the ConfigMap or the Flux object of its source.
 
 use base64::Engine as _;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -8,12 +8,15 @@ use kiln_contract::{Failure, FailureClass, reason};
 use kube::Api;
 
 use super::error::{ReconcileError, timed};
+use super::{flux, remote, remote::Remote};
 
 /// The source's files, or why there are none.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Dereferenced {
     /// These.
     Files(Vec<File>),
+    /// The builder pod fetches them; whether a Flux object named it.
+    Remote(Box<Remote>, bool),
     /// What is named does not exist (yet).
     Missing(Failure),
     /// It exists and can't be used.
@@ -23,7 +26,7 @@ pub enum Dereferenced {
 /// Reads the source.
 ///
 /// # Errors
-/// The API server did not answer; a missing ConfigMap is no error.
+/// The API server did not answer; a missing object is no error.
 pub async fn dereference(
     client: &kube::Client,
     namespace: &str,
@@ -36,11 +39,36 @@ pub async fn dereference(
         };
         return Ok(Dereferenced::Files(inline.files.iter().map(file).collect()));
     }
+    if let Some(read) = remote::read(&spec.source) {
+        return Ok(match read {
+            Ok(remote) => Dereferenced::Remote(Box::new(remote), false),
+            Err(failure) => Dereferenced::Unusable(failure),
+        });
+    }
+    if let Some(named) = &spec.source.flux {
+        let found = flux::read(client, namespace, named.kind, &named.name).await?;
+        let Some(object) = found.and_then(|object| serde_json::to_value(object).ok()) else {
+            return Ok(Dereferenced::Missing(Failure::new(
+                FailureClass::Source,
+                reason::SOURCE_NOT_FOUND,
+                format!(
+                    "{} {} (spec.source.flux) is not in namespace {namespace}; create it",
+                    named.kind.as_str(),
+                    named.name
+                ),
+            )));
+        };
+        return Ok(match remote::of_flux(named, &object) {
+            Ok(remote) => Dereferenced::Remote(Box::new(remote), true),
+            Err((true, failure)) => Dereferenced::Missing(failure),
+            Err((false, failure)) => Dereferenced::Unusable(failure),
+        });
+    }
     let Some(named) = &spec.source.config_map else {
         return Ok(Dereferenced::Unusable(Failure::new(
             FailureClass::User,
             reason::INVALID_SPEC,
-            "spec.source: expected inline or configMap, found neither",
+            "spec.source: expected one of inline, configMap, git, http, oci and flux, found none",
         )));
     };
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);

@@ -6,10 +6,10 @@ use kiln_contract::request::{Content, File};
 use sha2::{Digest, Sha256};
 
 /// A hash over length-prefixed fields: no two different inputs give the same bytes.
-struct Fields(Sha256);
+pub(super) struct Fields(Sha256);
 
 impl Fields {
-    fn new(domain: &str) -> Self {
+    pub(super) fn new(domain: &str) -> Self {
         let mut fields = Self(Sha256::new());
         fields.text(domain);
         fields
@@ -20,20 +20,20 @@ impl Fields {
         self.0.update(bytes);
     }
 
-    fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         self.bytes(text.as_bytes());
     }
 
-    fn count(&mut self, count: usize) {
+    pub(super) fn count(&mut self, count: usize) {
         self.0.update((count as u64).to_be_bytes());
     }
 
-    fn option(&mut self, value: Option<&str>) {
+    pub(super) fn option(&mut self, value: Option<&str>) {
         self.count(usize::from(value.is_some()));
         self.text(value.unwrap_or_default());
     }
 
-    fn hex(self) -> String {
+    pub(super) fn hex(self) -> String {
         hex::encode(self.0.finalize())
     }
 }
@@ -60,7 +60,8 @@ pub fn source_digest(files: &[File]) -> String {
     format!("sha256:{}", fields.hex())
 }
 
-/// `v1:…` over all that decides on the image. `source` is [`source_digest`], or absent when the source is missing.
+/// `v1:…` over all that decides on the image. `source` is [`source_digest`], or what names a source that is fetched
+/// ([`super::remote::Remote::key`]), or absent when the source is missing.
 pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
     // Every field is named here, so that a new one has to be put on one side or the other.
     let ImageBuildSpec {
@@ -84,8 +85,9 @@ pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
     let mut fields = Fields::new("kiln input v1");
     fields.option(source);
     if source.is_none() {
-        // A missing ConfigMap: another name is another input.
-        fields.option(named.config_map.as_ref().map(|c| c.name.as_str()));
+        // A missing ConfigMap or Flux object: another name is another input.
+        let flux = named.flux.as_ref().map(|f| super::flux::key(f.kind, &f.name));
+        fields.option(named.config_map.as_ref().map(|c| c.name.as_str()).or(flux.as_deref()));
     }
     fields.text(context_dir);
     fields.text(dockerfile);
@@ -135,7 +137,7 @@ fn given(fields: &mut Fields, what: &str, mut list: Vec<(&String, &String, &Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_api::v1alpha1::{BuildArg, BuildSecret, ConfigMapSource, Isolation, Output, Source, SshKey};
+    use kiln_api::v1alpha1::{BuildArg, BuildSecret, ConfigMapSource, Isolation, Output, SshKey};
 
     fn files() -> Vec<File> {
         let file = |path: &str, text: &str| File { path: path.into(), content: Content::Text(text.into()) };
@@ -215,7 +217,7 @@ mod tests {
             |s| s.service_account_name = "x".into(),
             |s| s.resources = Some(kiln_api::v1alpha1::Resources::default()),
             // Where the same contents come from does not matter.
-            |s| s.source = Source { inline: None, config_map: Some(ConfigMapSource { name: "x".into() }) },
+            |s| s.source.config_map = Some(ConfigMapSource { name: "x".into() }),
         ];
         for change in changes {
             assert_eq!(digest(change), digest(|_| {}));

@@ -4,7 +4,6 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kiln_api::v1alpha1::{
     AttemptStatus, FailureClass as Class, FailureStatus, HistoryEntry, ImageStatus, PodRef, RunResult,
-    SourceStatus,
 };
 use kiln_api::{ImageBuildStatus, duration};
 use kiln_contract::report::Pushed;
@@ -36,7 +35,7 @@ pub fn begin_run(status: &mut ImageBuildStatus, desired: &Desired, rebuild: Opti
     status.attempts.clear();
     status.queue = None;
     status.input_digest = Some(desired.input_digest.clone());
-    status.source = desired.source_digest.clone().map(|digest| SourceStatus { digest });
+    status.source = desired.source.clone();
     status.isolation = Some(desired.isolation.as_str().to_owned());
     if let Some(value) = rebuild {
         status.last_handled_rebuild = Some(value.to_owned());
@@ -152,6 +151,9 @@ fn failure_status(failure: &Failure, namespace: &str, pod: Option<&PodRef>) -> F
     let hint = pod.and_then(|pod| match failure.class {
         FailureClass::User | FailureClass::OutOfMemory | FailureClass::Timeout => {
             Some(format!("; see: kubectl -n {namespace} logs {} -c build", pod.name))
+        }
+        FailureClass::Source if failure.log_tail.is_some() => {
+            Some(format!("; see: kubectl -n {namespace} logs {} -c source", pod.name))
         }
         FailureClass::Infrastructure | FailureClass::Policy if failure.reason != reason::POD_DELETED => {
             Some(format!("; see: kubectl -n {namespace} describe pod {}", pod.name))

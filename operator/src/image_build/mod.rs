@@ -14,12 +14,15 @@ pub mod deviation;
 pub mod digest;
 pub mod error;
 pub mod events;
+pub mod flux;
 pub mod lifecycle;
 pub mod names;
 pub mod observe;
 pub mod outcome;
 pub mod pod;
+mod pod_source;
 pub mod reconcile;
+pub mod remote;
 pub mod start;
 pub mod steps;
 #[cfg(test)]

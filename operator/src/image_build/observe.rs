@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
 use kiln_contract::control::{PERMIT_ANNOTATION, Permit, STOP_ANNOTATION, Stop};
-use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER};
+use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER, SOURCE_CONTAINER};
 use kiln_contract::text::truncate;
 
 use super::names::ATTEMPT_ANNOTATION;
@@ -50,6 +50,10 @@ pub struct PodView {
     pub unschedulable: Option<String>,
     /// The courier.
     pub courier: ContainerView,
+    /// The container `source`; empty where there is none.
+    pub source: ContainerView,
+    /// When `source` ended.
+    pub source_ended: Option<Timestamp>,
     /// The builder.
     pub build: ContainerView,
     /// The permit it carries.
@@ -128,6 +132,8 @@ impl PodView {
             disruption: condition("DisruptionTarget", "True").map(|c| words(&c.reason, &c.message)),
             unschedulable: condition("PodScheduled", "False").map(|c| words(&c.reason, &c.message).1),
             courier: container(status.init_container_statuses.as_deref(), COURIER_CONTAINER),
+            source: container(status.init_container_statuses.as_deref(), SOURCE_CONTAINER),
+            source_ended: source_ended(status),
             build: container(status.container_statuses.as_deref(), BUILD_CONTAINER),
             permit: annotation(PERMIT_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
             stop: annotation(STOP_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
@@ -148,6 +154,11 @@ impl PodView {
         const OVERDUE: i64 = 60;
         self.deletion.is_some_and(|by| now.as_second() > by.as_second() + OVERDUE) && !self.may_tag(now)
     }
+}
+
+fn source_ended(status: &PodStatus) -> Option<Timestamp> {
+    let source = status.init_container_statuses.iter().flatten().find(|c| c.name == SOURCE_CONTAINER)?;
+    source.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|t| t.0)
 }
 
 fn ended(status: &PodStatus) -> Option<Timestamp> {

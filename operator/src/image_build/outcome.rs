@@ -94,6 +94,13 @@ fn pod_fault(pod: &PodView, failure: &Failure) -> Option<Failure> {
             }
         }
     }
+    if pod.source.terminated.as_ref().is_some_and(|t| t.reason == "OOMKilled") {
+        return Some(refined(
+            FailureClass::Source,
+            reason::SOURCE_TOO_LARGE,
+            "fetching the source ran into its memory limit; make the repository or the archive smaller",
+        ));
+    }
     if [&pod.build, &pod.courier]
         .into_iter()
         .filter_map(|c| c.terminated.as_ref())

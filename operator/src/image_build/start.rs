@@ -47,7 +47,13 @@ pub fn start(pod: &PodView, now: Timestamp, grace: i64) -> Start {
         };
         return Start::Waiting { reason: reason.to_owned(), message, until: None };
     }
-    let containers = [("courier", &pod.courier), ("build", &pod.build)];
+    if pod.source.running {
+        let message = format!("pod {} fetches the source", pod.name);
+        return Start::Waiting { reason: reasons::FETCHING.to_owned(), message, until: None };
+    }
+    let containers = [("courier", &pod.courier), ("source", &pod.source), ("build", &pod.build)];
+    let fetches = pod.source != ContainerView::default();
+    let containers = containers.into_iter().filter(|(name, _)| *name != "source" || fetches);
     let Some((name, container)) = containers.into_iter().find(|(_, c)| !c.has_started()) else {
         return Start::Done;
     };
@@ -59,7 +65,7 @@ pub fn start(pod: &PodView, now: Timestamp, grace: i64) -> Start {
     if reason == "InvalidImageName" {
         return failed(message);
     }
-    let since = pod.scheduled.or(pod.created).unwrap_or(now);
+    let since = pod.source_ended.or(pod.scheduled).or(pod.created).unwrap_or(now);
     let until = since.as_second().saturating_add(grace);
     if now.as_second() >= until {
         return failed(format!("{message} (for {grace} seconds)"));
@@ -104,6 +110,24 @@ mod tests {
         let no_node = PodView { unschedulable: Some("0/3 nodes".into()), ..PodView::default() };
         let cases = [
             (pod(|p| (p.courier.running, p.build.running) = (true, true)), 999, "done"),
+            (pod(|p| (p.courier.running, p.source.running) = (true, true)), 9999, "Fetching false"),
+            (
+                pod(|p| {
+                    p.courier.running = true;
+                    p.source.waiting = Some(("ImagePullBackOff".into(), "w".into()));
+                }),
+                300,
+                reason::POD_START_FAILED,
+            ),
+            (
+                pod(|p| {
+                    p.courier.running = true;
+                    p.source.terminated = Some(Default::default());
+                    p.source_ended = Some(at(1000));
+                }),
+                1299,
+                "Starting true",
+            ),
             (no_node, 9999, "Unschedulable false"),
             (PodView::default(), 0, "Starting false"),
             (stuck("ContainerCreating"), 299, "Starting true"),

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kiln_api::ImageBuildStatus;
-use kiln_api::v1alpha1::{LayerStatus, StepState, StepStatus};
+use kiln_api::v1alpha1::{LayerStatus, SourceStatus, StepState, StepStatus};
 use kiln_contract::journal::{BuildState, MAX_INSTRUCTION, MAX_STEPS, StepPhase};
 use kiln_contract::text::{printable, truncate};
 
@@ -11,6 +11,12 @@ use kiln_contract::text::{printable, truncate};
 pub fn show(status: &mut ImageBuildStatus, journal: &BuildState) {
     if let Some(isolation) = &journal.isolation {
         status.isolation = Some(truncate(isolation, 64));
+    }
+    if let Some(source) = &journal.source {
+        status.source = Some(SourceStatus {
+            revision: Some(truncate(&printable(&source.revision), 512)),
+            digest: source.digest.as_ref().map(|digest| truncate(&printable(digest), 128)),
+        });
     }
     if journal.steps.is_empty() {
         return;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kiln_api::ImageBuildStatus;
-use kiln_api::v1alpha1::{HistoryEntry, RunResult};
+use kiln_api::v1alpha1::{HistoryEntry, RunResult, SourceStatus};
 use kiln_contract::journal::{BuildState, Event, Line, PlannedStep};
 use kiln_contract::report::{Outcome, Pushed, Report};
-use kiln_contract::request::Isolation;
+use kiln_contract::request::{Isolation, Source};
 use kiln_contract::{Failure, FailureClass};
 
 use super::conditions;
@@ -62,14 +62,15 @@ pub fn pushed() -> Pushed {
 pub fn desired(digest: &str) -> Desired {
     Desired {
         input_digest: digest.into(),
-        source_digest: Some("sha256:s".into()),
+        source: Some(SourceStatus { revision: None, digest: Some("sha256:s".into()) }),
         isolation: Isolation::UserNamespace,
         timeout_seconds: 3600,
         retries: 2,
         pod_ttl_seconds: 86_400,
         suspend: false,
         buildable: Buildable::Yes(Box::new(Build {
-            files: vec![],
+            source: Source::Files(vec![]),
+            source_secret: None,
             context_dir: ".".into(),
             dockerfile: "Dockerfile".into(),
             target: None,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_api::reference::Reference;
-use kiln_api::v1alpha1::Resources;
+use kiln_api::v1alpha1::{Resources, SourceStatus};
 use kiln_api::{ImageBuildSpec, duration};
 use kiln_contract::request::{
     BuildRequest, Content, File, Isolation, MAX_REQUEST, Output, Registries, Source,
@@ -20,8 +20,8 @@ use super::digest;
 pub struct Desired {
     /// [`digest::input_digest`].
     pub input_digest: String,
-    /// [`digest::source_digest`]; absent when the source is missing.
-    pub source_digest: Option<String>,
+    /// What status says of the source; absent where nothing is known before it is fetched.
+    pub source: Option<SourceStatus>,
     /// How steps are kept apart.
     pub isolation: Isolation,
     /// Seconds that an attempt may take.
@@ -51,7 +51,9 @@ pub enum Buildable {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Build {
     /// The context.
-    pub files: Vec<File>,
+    pub source: Source,
+    /// The Secret with the credentials of a source that is fetched.
+    pub source_secret: Option<String>,
     /// Root of the context within the source.
     pub context_dir: String,
     /// The Dockerfile within the context.
@@ -99,16 +101,22 @@ pub fn platform() -> String {
 
 /// Checks the object against the cluster's settings.
 pub fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Desired {
-    let (files, fault) = match found {
-        Dereferenced::Files(files) => (Some(files.as_slice()), None),
-        Dereferenced::Missing(failure) => (None, Some(Buildable::NotYet(failure.clone()))),
-        Dereferenced::Unusable(failure) => (None, Some(Buildable::No(failure.clone()))),
+    let key = match found {
+        Dereferenced::Files(files) => Some(digest::source_digest(files)),
+        Dereferenced::Remote(remote, from_flux) => Some(remote.key(*from_flux)),
+        Dereferenced::Missing(_) | Dereferenced::Unusable(_) => None,
     };
-    let source_digest = files.map(digest::source_digest);
+    let source = match found {
+        Dereferenced::Files(_) => Some(SourceStatus { revision: None, digest: key.clone() }),
+        Dereferenced::Remote(remote, _) if remote.digest.is_some() => {
+            Some(SourceStatus { revision: remote.revision.clone(), digest: remote.digest.clone() })
+        }
+        _ => None,
+    };
     let wanted = spec.isolation.unwrap_or(config.isolation);
     let mut desired = Desired {
-        input_digest: digest::input_digest(spec, source_digest.as_deref()),
-        source_digest,
+        input_digest: digest::input_digest(spec, key.as_deref()),
+        source,
         isolation: match wanted {
             kiln_api::v1alpha1::Isolation::UserNamespace => Isolation::UserNamespace,
             kiln_api::v1alpha1::Isolation::HostRange => Isolation::HostRange,
@@ -119,7 +127,7 @@ pub fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) ->
         suspend: spec.suspend,
         buildable: Buildable::NotYet(Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, "")),
     };
-    desired.buildable = fault.unwrap_or_else(|| {
+    let checked = || {
         if !config.allowed_isolations.contains(&wanted) {
             return Buildable::No(Failure::new(
                 FailureClass::Policy,
@@ -130,11 +138,16 @@ pub fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) ->
                 ),
             ));
         }
-        match build(spec, files.unwrap_or_default(), config) {
+        match build(spec, found, config) {
             Ok(build) => Buildable::Yes(Box::new(build)),
             Err(failure) => Buildable::No(failure),
         }
-    });
+    };
+    desired.buildable = match found {
+        Dereferenced::Missing(failure) => Buildable::NotYet(failure.clone()),
+        Dereferenced::Unusable(failure) => Buildable::No(failure.clone()),
+        Dereferenced::Files(_) | Dereferenced::Remote(..) => checked(),
+    };
     if let Some(text) = &spec.timeout {
         match seconds(text) {
             Ok(timeout) => desired.timeout_seconds = timeout,
@@ -144,7 +157,7 @@ pub fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) ->
     desired
 }
 
-fn build(spec: &ImageBuildSpec, files: &[File], config: &Config) -> Result<Build, Failure> {
+fn build(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Result<Build, Failure> {
     let image =
         Reference::parse(&spec.output.image).map_err(|e| invalid(format!("spec.output.image: {e}")))?;
     let mut references = vec![image.to_string()];
@@ -161,11 +174,12 @@ fn build(spec: &ImageBuildSpec, files: &[File], config: &Config) -> Result<Build
     if spec.output.insecure && !registries.insecure.contains(&image.registry) {
         registries.insecure.push(image.registry.clone());
     }
-    check_dockerfile(spec, files)?;
+    let (source, source_secret) = source(spec, found, config)?;
     let secrets = spec.secrets.iter().map(|s| (&s.id, &s.secret_name, &s.key));
     let ssh = spec.ssh.iter().map(|s| (&s.id, &s.secret_name, &s.key));
     let build = Build {
-        files: files.to_vec(),
+        source,
+        source_secret,
         context_dir: spec.context_dir.clone(),
         dockerfile: spec.dockerfile.clone(),
         target: spec.target.clone(),
@@ -189,6 +203,43 @@ fn build(spec: &ImageBuildSpec, files: &[File], config: &Config) -> Result<Build
         ));
     }
     Ok(build)
+}
+
+/// The source as the request has it, and its Secret. What a Dockerfile that is fetched says is known only in the pod.
+fn source(
+    spec: &ImageBuildSpec,
+    found: &Dereferenced,
+    config: &Config,
+) -> Result<(Source, Option<String>), Failure> {
+    match found {
+        Dereferenced::Remote(remote, _) if config.source_image.is_none() => Err(Failure::new(
+            FailureClass::Policy,
+            reason::NOT_SUPPORTED,
+            format!(
+                "spec.source: this cluster's Kiln fetches no sources ({}): it has no image to do so (operator setting sourceImage)",
+                match remote.source {
+                    Source::Git(_) => "git",
+                    Source::Oci(_) => "oci",
+                    _ => "http",
+                }
+            ),
+        )),
+        Dereferenced::Remote(remote, _) => {
+            if normalize(&spec.context_dir).is_none() || normalize(&spec.dockerfile).is_none() {
+                return Err(outside());
+            }
+            Ok((remote.source.clone(), remote.secret.clone()))
+        }
+        Dereferenced::Files(files) => {
+            check_dockerfile(spec, files)?;
+            Ok((Source::Files(files.clone()), None))
+        }
+        Dereferenced::Missing(failure) | Dereferenced::Unusable(failure) => Err(failure.clone()),
+    }
+}
+
+fn outside() -> Failure {
+    invalid("spec.contextDir and spec.dockerfile must be relative paths without '..'".to_owned())
 }
 
 /// The ids become file names in the courier; the schema says so as well.
@@ -221,7 +272,7 @@ impl Build {
         let request = BuildRequest {
             version: kiln_contract::VERSION,
             attempt: attempt.to_owned(),
-            source: Source::Files(self.files.clone()),
+            source: self.source.clone(),
             context_dir: self.context_dir.clone(),
             dockerfile: self.dockerfile.clone(),
             dockerfile_text: None,
@@ -243,9 +294,7 @@ impl Build {
 /// Parses the Dockerfile, so that its author learns of a fault without waiting for a pod.
 fn check_dockerfile(spec: &ImageBuildSpec, files: &[File]) -> Result<(), Failure> {
     let (Some(dir), Some(file)) = (normalize(&spec.context_dir), normalize(&spec.dockerfile)) else {
-        return Err(invalid(
-            "spec.contextDir and spec.dockerfile must be relative paths without '..'".to_owned(),
-        ));
+        return Err(outside());
     };
     let path = if dir.is_empty() { file } else { format!("{dir}/{file}") };
     let Some(found) = files.iter().find(|f| normalize(&f.path).as_deref() == Some(&path)) else {
@@ -288,107 +337,5 @@ fn invalid(message: String) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kiln_api::v1alpha1;
-
-    fn config(more: &str) -> Config {
-        Config::parse(&format!("builderImage: b\n{more}")).expect("it is good")
-    }
-
-    fn spec() -> ImageBuildSpec {
-        ImageBuildSpec {
-            output: v1alpha1::Output {
-                image: "reg.x:5000/a".into(),
-                tags: vec!["v1".into()],
-                insecure: true,
-            },
-            ..ImageBuildSpec::default()
-        }
-    }
-
-    fn files(list: &[(&str, &str)]) -> Dereferenced {
-        let file = |(path, text): &(&str, &str)| File {
-            path: (*path).to_owned(),
-            content: Content::Text((*text).to_owned()),
-        };
-        Dereferenced::Files(list.iter().map(file).collect())
-    }
-
-    fn refused(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Failure {
-        match validate(spec, found, config).buildable {
-            Buildable::No(failure) => failure,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_good_object_becomes_a_request() {
-        let desired = validate(
-            &spec(),
-            &files(&[("Dockerfile", "FROM scratch\n")]),
-            &config("defaults: {timeout: 5m}"),
-        );
-        assert_eq!((desired.timeout_seconds, desired.pod_ttl_seconds, desired.retries), (300, 86_400, 2));
-        let Buildable::Yes(build) = &desired.buildable else { panic!("{desired:?}") };
-        let (request, json) = build.request("u-1-1", desired.isolation, desired.timeout_seconds);
-        assert_eq!(BuildRequest::parse(json.as_bytes()), Ok(request.clone()));
-        assert_eq!(
-            request.output,
-            Output::Registry {
-                references: vec!["reg.x:5000/a:latest".into(), "reg.x:5000/a:v1".into()],
-                permit: true
-            }
-        );
-        assert_eq!(request.registries.insecure, ["reg.x:5000"]);
-        assert!(request.platform.starts_with("linux/"));
-    }
-
-    #[test]
-    fn the_dockerfile_is_looked_for_where_the_spec_says() {
-        let mut spec = spec();
-        spec.context_dir = "./sub/".into();
-        spec.dockerfile = "build//Dockerfile".into();
-        let found = files(&[("sub/build/Dockerfile", "FROM scratch\n")]);
-        assert!(matches!(validate(&spec, &found, &config("")).buildable, Buildable::Yes(_)));
-        let failure = refused(&spec, &files(&[("Dockerfile", "")]), &config(""));
-        assert_eq!(failure.reason, reason::DOCKERFILE_NOT_FOUND);
-        assert!(failure.message.contains("sub/build/Dockerfile"), "{failure}");
-    }
-
-    #[test]
-    fn a_fault_in_the_dockerfile_is_named_with_its_line() {
-        let failure = refused(&spec(), &files(&[("Dockerfile", "FROM scratch\nRUNN x\n")]), &config(""));
-        assert_eq!((failure.reason.as_str(), failure.line), (reason::DOCKERFILE_INVALID, Some(2)));
-        assert!(failure.to_string().starts_with("Dockerfile:2: "), "{failure}");
-        assert!(failure.message.contains("did you mean RUN"), "{failure}");
-    }
-
-    #[test]
-    fn what_the_cluster_forbids_or_the_spec_garbles_is_refused() {
-        let found = files(&[("Dockerfile", "FROM scratch\n")]);
-        let mut spec = spec();
-        spec.isolation = Some(v1alpha1::Isolation::HostRange);
-        let failure = refused(&spec, &found, &config("allowedIsolations: [UserNamespace]"));
-        assert_eq!(failure.class, FailureClass::Policy);
-        spec.isolation = None;
-        spec.timeout = Some("soon".into());
-        assert!(refused(&spec, &found, &config("")).message.contains("spec.timeout"));
-        spec.timeout = None;
-        for ids in [&["../x"][..], &["a", "a"], &[""]] {
-            let one = |id: &&str| v1alpha1::BuildSecret { id: (*id).into(), ..Default::default() };
-            spec.secrets = ids.iter().map(one).collect();
-            assert!(refused(&spec, &found, &config("")).message.contains("spec.secrets"), "{ids:?}");
-        }
-        spec.secrets.clear();
-        spec.output.image = "A b".into();
-        assert!(refused(&spec, &found, &config("")).message.contains("spec.output.image"));
-    }
-
-    #[test]
-    fn a_source_that_escapes_past_a_config_map_is_refused() {
-        let quotes = "\"".repeat(600 << 10);
-        let found = files(&[("Dockerfile", "FROM scratch\n"), ("q", &quotes)]);
-        assert_eq!(refused(&spec(), &found, &config("")).reason, reason::SOURCE_INVALID);
-    }
-}
+#[path = "validate_tests.rs"]
+mod tests;

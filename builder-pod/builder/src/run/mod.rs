@@ -62,7 +62,9 @@ impl std::fmt::Debug for Settings<'_> {
 /// Why there is no image.
 pub fn build(request: &BuildRequest, settings: Settings<'_>) -> Result<Committed, Box<Failure>> {
     let Settings { socket, work_dir, stop, start_engine, log } = settings;
-    let _timer = Timer::start(request.timeout_seconds, stop);
+    let spent = source::fetch_seconds(&request.source);
+    let left = request.timeout_seconds.saturating_sub(spent).max(request.timeout_seconds.min(1));
+    let _timer = Timer::start(left, stop);
     let client = match Client::attach(socket, stop, SOCKET_WAIT) {
         Ok(client) => client,
         Err(error) => {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_contract::request::{Content, Source};
-use kiln_contract::{Failure, FailureClass, reason};
+use kiln_contract::{Failure, FailureClass, paths, reason};
 use kiln_dockerfile::IgnoreFile;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
@@ -33,6 +33,7 @@ pub(super) fn open(source: &Source, context_dir: &str, work_dir: &Path) -> Resul
             root
         }
         Source::Directory(path) => PathBuf::from(path),
+        Source::Git(_) | Source::Http(_) | Source::Oci(_) => PathBuf::from(paths::CONTEXT_TREE),
     };
     let not_found = |path: &Path, e: rustix::io::Errno| {
         let message = format!("the build context {} can't be opened: {e}", path.display());
@@ -45,6 +46,15 @@ pub(super) fn open(source: &Source, context_dir: &str, work_dir: &Path) -> Resul
     }
     openat2(&opened, context_dir, directory, Mode::empty(), ResolveFlags::IN_ROOT)
         .map_err(|e| not_found(Path::new(context_dir), e))
+}
+
+/// Seconds that the fetch of the source took, which count for the timeout.
+pub(super) fn fetch_seconds(source: &Source) -> u64 {
+    if !source.is_fetched() {
+        return 0;
+    }
+    let text = std::fs::read_to_string(paths::FETCH_SECONDS).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
 }
 
 /// Writes the files of a request: 0644, directories 0755, whatever the umask.
