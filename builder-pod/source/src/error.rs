@@ -1,0 +1,84 @@
+//! What can go wrong with a source, in the classes that decide who has to act.
+
+use kiln_contract::{Failure, FailureClass, reason};
+
+/// Who has to act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Other credentials are wanted.
+    Unauthorized,
+    /// It is not there.
+    NotFound,
+    /// Other bytes than the checksum names.
+    Checksum,
+    /// More than a limit.
+    TooLarge,
+    /// It breaks a rule.
+    Invalid,
+    /// Its server does not answer.
+    Unavailable,
+    /// A fault of ours or of the node.
+    Internal,
+}
+
+/// A source that can't be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Fault {
+    /// Who has to act.
+    pub kind: Kind,
+    /// What was expected and found.
+    pub message: String,
+    /// The end of what a program said.
+    pub output: Option<String>,
+    /// Where the courier has said it all.
+    pub told: Option<Box<Failure>>,
+}
+
+impl Fault {
+    /// A fault of that kind.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), output: None, told: None }
+    }
+
+    /// Something in Kiln or the node.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, message)
+    }
+
+    /// A broken rule.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, message)
+    }
+
+    /// A limit.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(Kind::TooLarge, message)
+    }
+
+    /// What the courier answered.
+    pub fn told(failure: Failure) -> Self {
+        Self { told: Some(Box::new(failure.clone())), ..Self::internal(failure.message) }
+    }
+
+    /// In the words of status, log and report.
+    pub fn failure(&self) -> Failure {
+        if let Some(told) = &self.told {
+            return (**told).clone();
+        }
+        let (class, why) = match self.kind {
+            Kind::Unauthorized => (FailureClass::Source, reason::SOURCE_UNAUTHORIZED),
+            Kind::NotFound => (FailureClass::Source, reason::SOURCE_NOT_FOUND),
+            Kind::Checksum => (FailureClass::Source, reason::SOURCE_CHECKSUM_MISMATCH),
+            Kind::TooLarge => (FailureClass::Source, reason::SOURCE_TOO_LARGE),
+            Kind::Invalid => (FailureClass::Source, reason::SOURCE_INVALID),
+            Kind::Unavailable => (FailureClass::Source, reason::SOURCE_UNAVAILABLE),
+            Kind::Internal => (FailureClass::Infrastructure, reason::INTERNAL),
+        };
+        let failure = Failure::new(class, why, &self.message);
+        match &self.output {
+            Some(output) if !output.trim().is_empty() => failure.with_log_tail(output),
+            _ => failure,
+        }
+    }
+}
