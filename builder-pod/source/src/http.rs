@@ -75,6 +75,10 @@ fn fault(error: &Error) -> Fault {
         Error::Size { .. } => (Kind::TooLarge, ""),
         Error::Invalid { .. } | Error::Unsafe { .. } => (Kind::Invalid, ""),
         Error::Local { .. } | Error::Setup { .. } => (Kind::Internal, ""),
+        Error::Unavailable { detail, .. } if detail.contains("peer certificate") => (
+            Kind::Unauthorized,
+            "; put the server's authority into ca.crt of the Secret that spec.source.http.secretName names",
+        ),
         _ => (Kind::Unavailable, ""),
     };
     let mut text = error.to_string();

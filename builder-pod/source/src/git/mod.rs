@@ -21,7 +21,7 @@ use environment::Environment;
 const WANTED: &str = "refs/kiln/wanted";
 /// How often git is tried when the network is at fault, and the seconds between.
 const TRIES: u64 = 3;
-const PAUSE: u64 = 3;
+const PAUSE: u64 = 2;
 
 /// Fetches a commit.
 ///

@@ -34,8 +34,8 @@ const TABLE: [(&str, Kind); 37] = [
     ("does not appear to be a git repository", Kind::NotFound),
     ("could not be found", Kind::NotFound),
     ("Object does not exist on the server", Kind::NotFound),
-    ("SSL certificate problem", Kind::Unavailable),
-    ("server certificate verification failed", Kind::Unavailable),
+    ("SSL certificate problem", Kind::Unauthorized),
+    ("server certificate verification failed", Kind::Unauthorized),
     ("fsck error", Kind::Invalid),
     ("error in tree", Kind::Invalid),
     ("error in object", Kind::Invalid),
@@ -63,11 +63,11 @@ pub(super) fn fault(error: &Error, url: &str) -> Fault {
         Kind::Unauthorized if words.contains("ost key") || words.contains("IDENTIFICATION") => {
             "; the server's key is not the one in known_hosts of the Secret (`ssh-keyscan HOST` prints it)"
         }
+        Kind::Unauthorized if words.contains("ertificate") => {
+            "; put the server's authority into ca.crt of the Secret that spec.source.git.secretName names"
+        }
         Kind::Unauthorized => {
             "; it is private, or not there: check the Secret that spec.source.git.secretName names"
-        }
-        Kind::Unavailable if words.contains("ertificate") => {
-            "; put the server's authority into ca.crt of the Secret that spec.source.git.secretName names"
         }
         Kind::Invalid if words.contains("transport '") => "; submodules may be on https and ssh only",
         _ => "",
@@ -75,16 +75,23 @@ pub(super) fn fault(error: &Error, url: &str) -> Fault {
     Fault { output: Some(words.clone()), ..Fault::new(kind, format!("git can't fetch {url}: {line}{hint}")) }
 }
 
-/// The line that says most: the first that git calls fatal or an error, or the last of all.
+/// What git says after every fault of ssh.
+const EMPTY: [&str; 3] = [
+    "Could not read from remote repository",
+    "Please make sure you have the correct",
+    "and the repository exists",
+];
+
+/// The line that says most: one whose words are known, the first that git calls fatal or an error, or the first of all.
 fn telling(words: &str) -> &str {
-    let lines = || words.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines = || {
+        let lines = words.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.filter(|line| !EMPTY.iter().any(|empty| line.contains(empty)))
+    };
     let marked = |mark: &'static str| lines().find_map(move |line| line.strip_prefix(mark));
     let known = lines().find(|line| TABLE.iter().any(|(part, _)| line.contains(part)));
-    known
-        .or_else(|| marked("fatal: "))
-        .or_else(|| marked("error: "))
-        .or_else(|| lines().last())
-        .unwrap_or("it says nothing")
+    let said = known.or_else(|| marked("fatal: ")).or_else(|| marked("error: ")).or_else(|| lines().next());
+    said.map_or("it says nothing", |line| line.strip_prefix("fatal: ").unwrap_or(line))
 }
 
 #[cfg(test)]
