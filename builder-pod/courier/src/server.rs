@@ -202,18 +202,36 @@ async fn connection(
     let (received, stream_back) =
         tokio::task::spawn_blocking(move || (wire::read(&mut stream), stream)).await?;
     let Some((call, fd)) = received? else { return Ok(()) };
-    if let Call::Attach { version } = call {
-        return attach(session, attached, stream_back, version).await;
+    let peer = rustix::net::sockopt::socket_peercred(&stream_back)?.uid;
+    if session.request.source.is_fetched() && peer == rustix::process::geteuid() && !is_of_a_fetch(&call) {
+        // The fetcher has the courier's user, the builder has not: secrets, blobs and tags are none of its business.
+        let failure = internal("a call that the fetch of a source has no use for");
+        return send(stream_back, Reply::Failed { failure }).await.map(drop);
     }
     if call == Call::Watch {
         let word = session.stop.subscribe().wait_for(Option::is_some).await.ok().and_then(|w| w.clone());
         return send(stream_back, Reply::Stop { reason: word.unwrap_or_default() }).await.map(drop);
+    }
+    if let Call::Attach { version } = call {
+        return attach(session, attached, stream_back, version).await;
     }
     let reply = match answer(session, call, fd).await {
         Ok(reply) => reply,
         Err(failure) => Reply::Failed { failure },
     };
     send(stream_back, reply).await.map(drop)
+}
+
+/// What the container `source` may ask for.
+fn is_of_a_fetch(call: &Call) -> bool {
+    matches!(
+        call,
+        Call::Watch
+            | Call::ResolveArtifact { .. }
+            | Call::ReadBlob { .. }
+            | Call::Event { event: Event::SourceFetched { .. } }
+            | Call::Fail { .. }
+    )
 }
 
 async fn send(mut stream: UnixStream, reply: Reply) -> std::io::Result<UnixStream> {

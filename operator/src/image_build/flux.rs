@@ -38,8 +38,11 @@ pub async fn read(
     for version in VERSIONS {
         let api: Api<DynamicObject> =
             Api::namespaced_with(client.clone(), namespace, &resource(kind, version));
-        if let Some(found) = timed("get flux source", api.get_opt(name)).await? {
-            return Ok(Some(found));
+        match timed("get flux source", api.get(name)).await {
+            Ok(found) => return Ok(Some(found)),
+            // Of a kind that the cluster does not know the API server says "404 page not found", and not in JSON.
+            Err(error) if error.status().is_some_and(|s| s.code == 404) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(None)

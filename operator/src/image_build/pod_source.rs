@@ -16,7 +16,8 @@ impl Blueprint<'_> {
         let image = self.config.source_image.as_ref().filter(|_| self.fetches())?;
         let mut mounts = vec![
             read_only("request", paths::REQUEST_DIR),
-            mount("socket", paths::SOCKET_DIR),
+            // A socket can be connected to all the same, and not be replaced.
+            read_only("socket", paths::SOCKET_DIR),
             mount("context", paths::CONTEXT_DIR),
             mount("fetch", paths::FETCH_DIR),
         ];
@@ -105,7 +106,7 @@ mod tests {
         assert_eq!((&source["name"], &source["image"]), (&json!("source"), &json!("s:1")));
         assert_eq!(
             mounts(source),
-            ["request true", "socket null", "context null", "fetch null", "source-auth true"]
+            ["request true", "socket true", "context null", "fetch null", "source-auth true"]
         );
         assert!(mounts(courier).iter().all(|m| !m.contains("source-auth") && !m.contains("context")));
         assert_eq!(
