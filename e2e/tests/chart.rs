@@ -254,6 +254,8 @@ fn the_operator_reads_its_settings() -> Result<()> {
     let rendered = render(&[])?;
     let config = rendered.config()?;
     ensure!(config.builder_image == "kiln.local/kiln-builder:0.1.0", "{}", config.builder_image);
+    ensure!(config.source_image.as_deref() == Some("kiln.local/kiln-source:0.1.0"), "{config:?}");
+    ensure!(render(&["source.image.repository="])?.config()?.source_image.is_none());
     ensure!(config.isolation.as_str() == "UserNamespace" && config.allowed_isolations.len() == 2);
     ensure!(config.proc_mount_unmasked && config.watch_namespaces.is_empty());
     ensure!(config.max_concurrent_builds == 20 && config.defaults.timeout.seconds() == 3600);
@@ -285,6 +287,7 @@ fn every_setting_reaches_the_operator() -> Result<()> {
             "isolation": "HostRange", "allowedIsolations": ["HostRange"], "procMountUnmasked": false,
             "seccomp": {"profile": "team/a.json"}, "appArmor": {"profile": "team-a"},
         },
+        "source": {"image": {"repository": "registry.example.com:5000/kiln/source", "tag": "3"}},
         "registries": {
             "mirrors": [{"registry": "docker.io", "mirrors": ["mirror.example.com/hub", "[::1]:5000"]}],
             "insecure": ["[::1]:5000"],
@@ -300,6 +303,7 @@ fn every_setting_reaches_the_operator() -> Result<()> {
     }))?
     .config()?;
     ensure!(config.builder_image == format!("registry.example.com:5000/kiln/builder@{digest}"), "{config:?}");
+    ensure!(config.source_image.as_deref() == Some("registry.example.com:5000/kiln/source:3"), "{config:?}");
     ensure!(config.image_pull_policy.as_str() == "Always");
     ensure!(config.isolation.as_str() == "HostRange" && config.allowed_isolations == [config.isolation]);
     ensure!(!config.proc_mount_unmasked && config.seccomp_profile.as_deref() == Some("team/a.json"));

@@ -50,6 +50,9 @@ capabilities:
 {{- /* The operator's typed configuration: operator/src/config.rs reads it and refuses what it does not know. */ -}}
 {{- define "kiln.config" -}}
 builderImage: {{ include "kiln.image" (dict "root" . "image" .Values.builder.image) | quote }}
+{{- if .Values.source.image.repository }}
+sourceImage: {{ include "kiln.image" (dict "root" . "image" .Values.source.image) | quote }}
+{{- end }}
 imagePullPolicy: {{ .Values.builder.image.pullPolicy }}
 isolation: {{ .Values.builder.isolation }}
 allowedIsolations: {{ toJson .Values.builder.allowedIsolations }}

@@ -15,6 +15,7 @@ mod isolation;
 mod lifecycle;
 mod load;
 mod pod;
+mod sources;
 
 static OPERATOR: LazyLock<RwLock<()>> = LazyLock::new(RwLock::default);
 
