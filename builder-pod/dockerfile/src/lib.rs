@@ -29,7 +29,7 @@ pub use dockerfile::{Dockerfile, MetaArgs, Stage, parse_trigger};
 pub use error::{LineRange, ParseError, ParseErrorKind};
 pub use expand::{Expander, expand_heredoc, expand_word, expand_words};
 pub use git::{GitRef, GitRefError};
-pub use heredoc::Heredoc;
+pub use heredoc::{Heredoc, is_heredoc_word};
 pub use ignore::IgnoreFile;
 pub use instruction::{Instruction, InstructionKind, instruction_names};
 pub use suggest::nearest;

@@ -1,11 +1,12 @@
 //! COPY and ADD: paths, flags and the text of the history.
 
-use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_SUPPORTED};
+use kiln_contract::reason::DOCKERFILE_INVALID;
 use kiln_dockerfile::instruction::Transfer;
 
 use super::env::Words;
-use super::{Action, CopyFrom, PlanError, support};
-use crate::engine::Selection;
+use super::{Action, CopyFrom, Item, PlanError, support};
+use crate::chmod::Chmod;
+use crate::engine::{InlineFile, Selection};
 
 /// A COPY or ADD as written.
 pub(super) struct Written<'a> {
@@ -16,8 +17,14 @@ pub(super) struct Written<'a> {
     pub chmod: Option<&'a String>,
     /// `--exclude`; never expanded.
     pub excludes: &'a [String],
-    /// Unpack archives.
-    pub unpack: bool,
+    /// `--parents`
+    pub parents: bool,
+    /// `--link`
+    pub link: bool,
+    /// `--checksum`
+    pub checksum: Option<&'a String>,
+    /// Unpack archives; local ones when it is not said.
+    pub unpack: Option<bool>,
 }
 
 /// The action and the history's text. `workdir` is absolute.
@@ -41,25 +48,49 @@ pub(super) fn evaluate(
             ),
         });
     }
-    let mode = chmod.as_deref().map(|text| octal(text, written.name, words.line)).transpose()?;
+    let invalid = |message: String| PlanError::new(DOCKERFILE_INVALID, words.line, message);
+    let mode = chmod
+        .as_deref()
+        .map(Chmod::parse)
+        .transpose()
+        .map_err(|problem| invalid(format!("{} --chmod: {problem}", written.name)))?;
+    if written.checksum.is_some() {
+        return Err(invalid("ADD --checksum: only what is downloaded has a checksum to compare".to_owned()));
+    }
+    let mut items = Vec::new();
+    if !sources.is_empty() {
+        let (sources, excludes) = (sources.clone(), written.excludes.to_vec());
+        items.push(Item::Files(Selection { sources, excludes, parents: written.parents }));
+    }
+    for file in &written.files.heredocs {
+        let data = if file.expand { words.heredoc(&file.data)? } else { file.data.clone() };
+        items.push(Item::Inline(InlineFile { name: file.path.clone(), data }));
+    }
     let mut text = written.name.to_owned();
+    if written.parents {
+        text.push_str(" --parents");
+    }
     for (flag, value) in [("--chown=", &chown), ("--chmod=", &chmod)] {
         if let Some(value) = value {
             text.push_str(&format!(" {flag}{value}"));
         }
     }
-    for word in sources.iter().chain([&dest]) {
-        text.push(' ');
-        text.push_str(word);
+    for word in &sources {
+        text.push_str(&format!(" {word}"));
     }
-    text.push_str(" # buildkit");
+    for file in &written.files.heredocs {
+        text.push_str(&format!(" <<{}", file.path));
+    }
+    text.push_str(&format!(" {dest} # buildkit"));
     let action = Action::Copy {
         from,
-        what: Selection { sources, excludes: written.excludes.to_vec(), parents: false },
+        items,
         dest: join(workdir, &dest),
         chown,
+        unpack: written.unpack.unwrap_or(written.name == "ADD"),
+        // As BuildKit: a mode for what is made on the way would be lost.
+        link: written.link && mode.is_none(),
         mode,
-        unpack: written.unpack,
     };
     Ok((action, text))
 }
@@ -70,25 +101,6 @@ fn is_remote(source: &str) -> bool {
         ["http", "https", "git", "ssh", "git+ssh"].iter().any(|known| known.eq_ignore_ascii_case(scheme))
     });
     url || source.starts_with("git@")
-}
-
-fn octal(text: &str, instruction: &str, line: u32) -> Result<u32, PlanError> {
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        return u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
-            PlanError::new(
-                DOCKERFILE_INVALID,
-                line,
-                format!("{instruction} --chmod={text}: expected an octal mode from 0 to 7777"),
-            )
-        });
-    }
-    Err(PlanError::new(
-        NOT_SUPPORTED,
-        line,
-        format!(
-            "{instruction} --chmod={text}: symbolic modes are not supported by this version of Kiln; write the mode in octal, such as 755"
-        ),
-    ))
 }
 
 /// `path` seen from `dir`. A path that means a directory (`.`, `x/`, `x/.`) keeps a slash at its end.
@@ -143,14 +155,5 @@ mod tests {
         for local in ["a://b", "x@y:z", "a/http:/b", "."] {
             assert!(!is_remote(local), "{local}");
         }
-    }
-
-    #[test]
-    fn modes() {
-        assert_eq!(octal("0755", "COPY", 1), Ok(0o755));
-        assert_eq!(octal("7777", "COPY", 1), Ok(0o7777));
-        assert_eq!(octal("888", "COPY", 1).unwrap_err().reason, DOCKERFILE_INVALID);
-        assert_eq!(octal("10000", "COPY", 1).unwrap_err().reason, DOCKERFILE_INVALID);
-        assert_eq!(octal("u=rwX", "COPY", 1).unwrap_err().reason, NOT_SUPPORTED);
     }
 }

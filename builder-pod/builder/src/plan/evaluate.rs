@@ -11,7 +11,9 @@ use super::copy::{self, Written};
 use super::env::Words;
 use super::graph::{self, Source};
 use super::outline::{Outline, at_step};
-use super::{Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, ports, stopsignal, support};
+use super::{
+    Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, heredoc, ports, stopsignal, support,
+};
 use crate::image::{Health, Image, duration, list, quoted};
 
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -160,7 +162,10 @@ impl Evaluation<'_> {
                     chown: written.chown.as_ref(),
                     chmod: written.chmod.as_ref(),
                     excludes: &written.exclude,
-                    unpack: false,
+                    parents: written.parents,
+                    link: written.link,
+                    checksum: None,
+                    unpack: None,
                 };
                 let (action, text) = copy::evaluate(&written, from, &state.workdir(), words)?;
                 state.op(step, action, text);
@@ -172,7 +177,10 @@ impl Evaluation<'_> {
                     chown: written.chown.as_ref(),
                     chmod: written.chmod.as_ref(),
                     excludes: &written.exclude,
-                    unpack: written.unpack.unwrap_or(true),
+                    parents: false,
+                    link: written.link,
+                    checksum: written.checksum.as_ref(),
+                    unpack: written.unpack,
                 };
                 let (action, text) = copy::evaluate(&written, CopyFrom::Context, &state.workdir(), words)?;
                 state.op(step, action, text);
@@ -307,7 +315,8 @@ impl Evaluation<'_> {
     }
 
     fn run(&self, state: &State, run: &Run) -> (Action, String) {
-        let argv = state.argv(&run.command);
+        let (command, script) = heredoc::command(&run.command);
+        let argv = state.argv(&command);
         let mut env = Env::default();
         for (name, value) in self.outline.args.iter().filter(|(name, _)| is_proxy_arg(name)) {
             if let Some(upper) = PROXY_ARGS.iter().find(|known| known.eq_ignore_ascii_case(name)) {
@@ -321,6 +330,7 @@ impl Evaluation<'_> {
         let text = format!("RUN {}{} # buildkit", state.args_text(), argv.join(" "));
         let action = Action::Run {
             argv,
+            script,
             env: env.pairs(),
             cwd: state.workdir(),
             user: state.image.config.user.clone().filter(|user| !user.is_empty()).unwrap_or("0".into()),

@@ -8,6 +8,7 @@ mod copy;
 mod env;
 mod evaluate;
 mod graph;
+mod heredoc;
 mod outline;
 mod ports;
 mod stopsignal;
@@ -18,7 +19,7 @@ mod types;
 pub use env::Env;
 pub use outline::{ImageUse, Outline, Target};
 pub use target::normalize as normalize_platform;
-pub use types::{Action, Base, BaseImage, CopyFrom, Op, Plan, PlanError, Stage, Step};
+pub use types::{Action, Base, BaseImage, CopyFrom, Item, Op, Plan, PlanError, Stage, Step};
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! What of the language is not implemented yet, refused by name. Nothing is ever ignored in silence.
 
 use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_SUPPORTED};
-use kiln_dockerfile::instruction::{Add, Copy, Network, Run, Security};
+use kiln_dockerfile::instruction::{Copy, Network, Run, Security};
 use kiln_dockerfile::{Instruction, InstructionKind};
 
 use super::PlanError;
@@ -10,8 +10,6 @@ use super::PlanError;
 pub(super) fn check(instruction: &Instruction) -> Result<(), PlanError> {
     let unsupported = match &instruction.kind {
         InstructionKind::Run(run) => run_gap(run),
-        InstructionKind::Copy(copy) => copy_gap(copy),
-        InstructionKind::Add(add) => add_gap(add),
         _ => None,
     };
     let line = instruction.lines.first;
@@ -50,30 +48,7 @@ fn run_gap(run: &Run) -> Option<String> {
     if run.security == Security::Insecure {
         return Some("RUN --security=insecure".into());
     }
-    (!run.command.heredocs.is_empty()).then(|| "a here-document (RUN <<EOF)".into())
-}
-
-fn copy_gap(copy: &Copy) -> Option<String> {
-    if copy.link {
-        return Some("COPY --link".into());
-    }
-    if copy.parents {
-        return Some("COPY --parents".into());
-    }
-    (!copy.files.heredocs.is_empty()).then(|| "a here-document (COPY <<EOF)".into())
-}
-
-fn add_gap(add: &Add) -> Option<String> {
-    if add.link {
-        return Some("ADD --link".into());
-    }
-    if add.keep_git_dir.is_some() {
-        return Some("ADD --keep-git-dir".into());
-    }
-    if add.checksum.is_some() {
-        return Some("ADD --checksum".into());
-    }
-    (!add.files.heredocs.is_empty()).then(|| "a here-document (ADD <<EOF)".into())
+    None
 }
 
 /// Whether a `# syntax=` line (or the build argument `BUILDKIT_SYNTAX`) asks for a language that is covered here:

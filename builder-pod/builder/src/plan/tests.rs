@@ -8,6 +8,7 @@ use kiln_dockerfile::Dockerfile;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::chmod::Chmod;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -89,7 +90,7 @@ fn the_seed_has_four_steps_and_two_layers() {
     let stage = &plan.stages[0];
     assert_eq!((stage.steps.clone(), stage.base, stage.ops.len()), (1..=4, Base::Image(0), 2));
     assert!(plan.images[0].files && stage.files && stage.publish);
-    let Action::Run { argv, cwd, user, env, network } = &stage.ops[0].action else { panic!() };
+    let Action::Run { argv, cwd, user, env, network, .. } = &stage.ops[0].action else { panic!() };
     assert_eq!(argv, &["/bin/sh", "-c", "apk add --update redis"]);
     assert_eq!(
         (cwd.as_str(), user.as_str(), env.as_slice(), network),
@@ -263,6 +264,33 @@ RUN ["true","x"]
 }
 
 #[test]
+fn documents_flags_and_their_text() {
+    let text = "FROM a\nENV V=w\nRUN cat <<E\n$V\nE\nCOPY --link --parents --exclude=*.o x <<\"F\" <<G /d/\n$V\nF\n$V\nG\n\
+                ADD --link --chmod=go=u --keep-git-dir=true y z\n";
+    let plan = plan(text);
+    let Action::Run { argv, script, .. } = &plan.stages[0].ops[0].action else { panic!() };
+    assert_eq!((argv[2].as_str(), script), ("cat <<E\n$V\nE", &None));
+    let Action::Copy { items, link, unpack, .. } = &plan.stages[0].ops[1].action else { panic!() };
+    let [Item::Files(files), Item::Inline(raw), Item::Inline(expanded)] = items.as_slice() else { panic!() };
+    assert_eq!(
+        (files.parents, files.excludes.as_slice(), link, unpack),
+        (true, &["*.o".to_owned()][..], &true, &false)
+    );
+    assert_eq!((raw.name.as_str(), raw.data.as_str(), expanded.data.as_str()), ("F", "$V\n", "w\n"));
+    let Action::Copy { mode, link, unpack, .. } = &plan.stages[0].ops[2].action else { panic!() };
+    assert_eq!((mode, link, unpack), (&Chmod::parse("go=u").ok(), &false, &true));
+    let created: Vec<_> = plan.stages[0].ops.iter().map(|op| op.created_by.as_str()).collect();
+    assert_eq!(
+        created,
+        [
+            "RUN /bin/sh -c cat <<E\n$V\nE # buildkit",
+            "COPY --parents x <<F <<G /d/ # buildkit",
+            "ADD --chmod=go=u y z # buildkit"
+        ]
+    );
+}
+
+#[test]
 fn what_a_base_hands_down() {
     let (config, _) = image(&plan("FROM conf\nENTRYPOINT [\"/x\"]\nWORKDIR rel\n"));
     assert_eq!(config.get("Cmd"), None, "ENTRYPOINT drops the base's CMD");
@@ -302,15 +330,8 @@ fn what_is_not_implemented_is_refused_by_name_with_its_line() {
         ("RUN --mount=type=cache,target=/x true", "RUN --mount"),
         ("RUN --network=host true", "RUN --network=host"),
         ("RUN --security=insecure true", "RUN --security=insecure"),
-        ("RUN <<EOF\ntrue\nEOF", "here-document"),
-        ("COPY <<EOF /x\ntrue\nEOF", "here-document"),
-        ("COPY --link a b", "COPY --link"),
-        ("COPY --parents a b", "COPY --parents"),
-        ("COPY --chmod=u+x a b", "--chmod=u+x"),
         ("ADD https://x/y /z", "https://x/y"),
         ("ADD git@h:r.git /z", "git@h:r.git"),
-        ("ADD --checksum=sha256:00 a b", "ADD --checksum"),
-        ("ADD --keep-git-dir a b", "ADD --keep-git-dir"),
     ] {
         let (reason, at, message) = refused(&format!("FROM a\n{line}\n"));
         assert_eq!((reason, at), (reason::NOT_SUPPORTED, Some(2)), "{line}: {message}");
@@ -340,6 +361,8 @@ fn what_can_not_be_is_refused_with_its_line() {
         ("FROM a\nEXPOSE 90-80\n", Some(2), "90-80"),
         ("FROM a\nSTOPSIGNAL NOPE\n", Some(2), "NOPE"),
         ("FROM a\nCOPY --chmod=888 a b\n", Some(2), "888"),
+        ("FROM a\nCOPY --chmod=u+q a b\n", Some(2), "u+q"),
+        ("FROM a\nADD --checksum=sha256:00 a b", Some(2), "downloaded"),
         ("FROM a\nCOPY https://x/y /z\n", Some(2), "for ADD"),
         ("FROM --platform=a/b/c/d x\n", Some(1), "a/b/c/d"),
         ("ARG SOURCE_DATE_EPOCH=soon\nFROM a\n", None, "soon"),

@@ -6,7 +6,8 @@ use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_INSTRUCTION, PlannedStep};
 use kiln_contract::text::{printable, truncate};
 
-use crate::engine::Selection;
+use crate::chmod::Chmod;
+use crate::engine::{InlineFile, Selection};
 use crate::image::Image;
 
 /// What is wrong with a Dockerfile or a request, found before anything runs. Its author acts.
@@ -129,6 +130,8 @@ pub enum Action {
     Run {
         /// The command and its arguments.
         argv: Vec<String>,
+        /// A here-document that names its interpreter: what `argv` runs.
+        script: Option<InlineFile>,
         /// `NAME=value`.
         env: Vec<String>,
         /// Absolute.
@@ -140,18 +143,20 @@ pub enum Action {
     },
     /// `COPY`, `ADD`
     Copy {
-        /// Where the files come from.
+        /// Where [`Item::Files`] come from.
         from: CopyFrom,
-        /// Which files.
-        what: Selection,
+        /// What is copied, in order.
+        items: Vec<Item>,
         /// Absolute; a trailing `/` means a directory.
         dest: String,
         /// `--chown`.
         chown: Option<String>,
         /// `--chmod`.
-        mode: Option<u32>,
-        /// Unpack archives.
+        mode: Option<Chmod>,
+        /// Unpack archives among the files: those of a context, of a stage or image, that are downloaded.
         unpack: bool,
+        /// `--link`: nothing of what is there already is looked at.
+        link: bool,
     },
     /// `WORKDIR`
     Workdir {
@@ -160,6 +165,15 @@ pub enum Action {
         /// Owner of what has to be made, as USER has it; `None` for 0:0.
         user: Option<String>,
     },
+}
+
+/// One thing that a COPY or ADD takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// Files of a context, a stage or an image.
+    Files(Selection),
+    /// A here-document.
+    Inline(InlineFile),
 }
 
 /// Where a COPY takes its files from.

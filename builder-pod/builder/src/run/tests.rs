@@ -144,11 +144,11 @@ fn a_dockerfile_that_does_not_parse_is_shown_with_a_caret() {
 
 #[test]
 fn what_is_not_supported_is_refused_before_anything_runs() {
-    let ended = run(&[("Dockerfile", "FROM alpine\nRUN <<EOF\nx\nEOF\n")]);
+    let ended = run(&[("Dockerfile", "FROM alpine\nRUN --security=insecure x\n")]);
     let failure = ended.result.unwrap_err();
     assert_eq!((failure.reason.as_str(), failure.line), (reason::NOT_SUPPORTED, Some(2)));
     assert_eq!(ended.courier.notes.all(), ["fail NotSupported"]);
-    assert!(ended.log.contains(" 2 | RUN <<EOF\n"), "{}", ended.log);
+    assert!(ended.log.contains(" 2 | RUN --security=insecure x\n"), "{}", ended.log);
 }
 
 #[test]

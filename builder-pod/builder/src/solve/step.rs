@@ -1,6 +1,7 @@
 //! The steps, one after another, stage by stage.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::SyncSender;
 
@@ -13,10 +14,11 @@ use super::failure::{Halt, of_engine};
 use super::log::{Entry, Log};
 use super::publish::Job;
 use super::shared::Shared;
-use super::{Context, Wishes, World, short};
+use super::{Wishes, World, short};
 use crate::engine::Step as Command;
-use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
-use crate::plan::{Action, Base, CopyFrom, Op, Plan, Stage};
+use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, View};
+use crate::plan::{Action, Base, CopyFrom, Item, Op, Plan, Stage};
+use crate::tree;
 
 /// Bytes of a step's output that are kept for the failure: what `Failure::log_tail` shows, doubled, because control
 /// characters and a torn first line go.
@@ -155,7 +157,7 @@ impl<'a> Steps<'a> {
         let engine = |error: EngineError| of_engine(&error, Some(&op.action));
         let mut stubs = Vec::new();
         match &op.action {
-            Action::Run { argv, env, cwd, user, network } => {
+            Action::Run { argv, script, env, cwd, user, network } => {
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
@@ -164,6 +166,7 @@ impl<'a> Steps<'a> {
                 let command = Command {
                     view: view.clone(),
                     argv: argv.clone(),
+                    script: script.clone(),
                     env,
                     cwd: cwd.clone(),
                     user,
@@ -178,31 +181,26 @@ impl<'a> Steps<'a> {
                 };
                 self.shared.engine.make_directory(&view, path, owner).map_err(engine)?;
             }
-            Action::Copy { from, what, dest, chown, mode, unpack } => {
+            Action::Copy { from, items, dest, chown, mode, unpack, link } => {
+                let seen: &[String] = if *link { &[] } else { &view.lowers };
                 let owner = match chown {
                     Some(chown) => {
-                        check_owner(&view.lowers, chown)?;
-                        Some(self.shared.engine.owner(&view.lowers, chown).map_err(engine)?)
+                        check_owner(seen, chown)?;
+                        Some(self.shared.engine.owner(seen, chown).map_err(engine)?)
                     }
                     None => None,
                 };
-                let to = Destination {
+                let mut to = Destination {
                     path: dest.clone(),
-                    sources: what.sources.len(),
+                    sources: items.len(),
                     owner,
-                    mode: *mode,
+                    mode: mode.clone(),
                     unpack: *unpack,
+                    link: *link,
                 };
-                match from {
-                    CopyFrom::Context => self.copy_context(&view, &to, what).map_err(engine)?,
-                    CopyFrom::Stage(stage) => {
-                        let trees = self.stages.get(*stage).map_or(&[][..], |left| &left.trees);
-                        self.shared.engine.copy_tree(&view, &to, trees, what).map_err(engine)?;
-                    }
-                    CopyFrom::Image(image) => {
-                        let trees = self.bases.trees(self.shared, *image)?;
-                        self.shared.engine.copy_tree(&view, &to, &trees, what).map_err(engine)?;
-                    }
+                for item in items {
+                    to.unpack = *unpack && !matches!(item, Item::Inline(_));
+                    self.item(&view, &to, *from, item).map_err(|halt| halt.into_halt(&op.action))?;
                 }
             }
         }
@@ -212,6 +210,31 @@ impl<'a> Steps<'a> {
             self.layers += 1;
             // Nobody takes jobs after a failure in the background, which is noted already.
             jobs.send(job).map_err(|_| Halt::Stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Copies one of the things that an instruction names.
+    fn item(&self, view: &View, to: &Destination, from: CopyFrom, item: &Item) -> Result<(), CopyFault> {
+        let what = match item {
+            Item::Inline(file) => {
+                let now = || (self.world.clock)().parse().map_or(0, |time: jiff::Timestamp| time.as_second());
+                let mtime = self.plan.epoch.unwrap_or_else(now);
+                let send = |out: OwnedFd| Ok(tree::write_inline(file, mtime, File::from(out))?);
+                return Ok(self.copy_stream(view, to, send)?);
+            }
+            Item::Files(what) => what,
+        };
+        match from {
+            CopyFrom::Context => self.copy_stream(view, to, |out| self.world.context.send(what, out))?,
+            CopyFrom::Stage(stage) => {
+                let trees = self.stages.get(stage).map_or(&[][..], |left| &left.trees);
+                self.shared.engine.copy_tree(view, to, trees, what)?;
+            }
+            CopyFrom::Image(image) => {
+                let trees = self.bases.trees(self.shared, image)?;
+                self.shared.engine.copy_tree(view, to, &trees, what)?;
+            }
         }
         Ok(())
     }
@@ -233,13 +256,17 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// The context's files go through a pipe: this side opens them, the helper writes them.
-    fn copy_context(&self, view: &View, to: &Destination, what: &Selection) -> Result<(), EngineError> {
+    /// Files of ours go through a pipe: this side opens them, the helper writes them.
+    fn copy_stream(
+        &self,
+        view: &View,
+        to: &Destination,
+        send: impl FnOnce(OwnedFd) -> Result<(), EngineError> + Send,
+    ) -> Result<(), EngineError> {
         let fault = |message: String| EngineError { kind: EngineErrorKind::Internal, message };
         let (read, write) = std::io::pipe().map_err(|e| fault(format!("making a pipe: {e}")))?;
-        let context: &dyn Context = self.world.context;
         let (sent, copied) = std::thread::scope(|s| {
-            let sending = s.spawn(move || context.send(what, OwnedFd::from(write)));
+            let sending = s.spawn(move || send(OwnedFd::from(write)));
             let copied = self.shared.engine.copy_stream(view, to, read.into());
             (sending.join(), copied)
         });
@@ -256,6 +283,33 @@ impl<'a> Steps<'a> {
                 })
             }
             (Err(sent), Ok(())) => Err(sent),
+        }
+    }
+}
+
+/// What kept files from being copied: the engine's trouble, or one that is a halt already.
+enum CopyFault {
+    Engine(EngineError),
+    Halt(Halt),
+}
+
+impl From<EngineError> for CopyFault {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<Halt> for CopyFault {
+    fn from(halt: Halt) -> Self {
+        Self::Halt(halt)
+    }
+}
+
+impl CopyFault {
+    fn into_halt(self, action: &Action) -> Halt {
+        match self {
+            Self::Engine(error) => of_engine(&error, Some(action)),
+            Self::Halt(halt) => halt,
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
+use crate::chmod::Chmod;
 use crate::engine::{Destination, Owner, Selection, User};
 use crate::tree::{Ignored, TreeError, copy_stream, copy_tree, make_directory, owner, user, write_context};
 
 fn to(path: &str) -> Destination {
-    Destination { path: path.to_owned(), sources: 1, owner: None, mode: None, unpack: false }
+    Destination { path: path.to_owned(), sources: 1, owner: None, mode: None, unpack: false, link: false }
 }
 
 fn what(sources: &[&str]) -> Selection {
@@ -249,7 +250,11 @@ fn owners_modes_times_and_links_are_kept_or_set() {
     assert_eq!(stat(&image, "o/one").nlink(), 3);
 
     let image = Tree::new();
-    let chosen = Destination { owner: Some(Owner { uid: 9, gid: 10 }), mode: Some(0o4711), ..to("/p/q/") };
+    let chosen = Destination {
+        owner: Some(Owner { uid: 9, gid: 10 }),
+        mode: Some(Chmod::Octal(0o4711)),
+        ..to("/p/q/")
+    };
     from_context(&image, &chosen, &context, &what(&["f", "s/t"]), &take).unwrap();
     assert_eq!(
         image.lines(),
@@ -433,7 +438,11 @@ fn archives_are_told_by_their_content_and_unpacked() {
             "{program}"
         );
     }
-    let owned = Destination { owner: Some(Owner { uid: 77, gid: 78 }), mode: Some(0o711), ..to("/out/") };
+    let owned = Destination {
+        owner: Some(Owner { uid: 77, gid: 78 }),
+        mode: Some(Chmod::Octal(0o711)),
+        ..to("/out/")
+    };
     assert_eq!(added("", &owned, &tar).unwrap(), expected("77:78", "755 77:78"));
     // Over what is there: directories merge, all else is replaced, links are not followed.
     let found =
