@@ -11,7 +11,7 @@ use kiln_builder::engine::{Engine, Stop};
 use kiln_builder::helper::{LocalEngine, Options as EngineOptions};
 use kiln_builder::run::{Human, Settings};
 use kiln_builder::solve::log::{Entry, Log};
-use kiln_contract::request::{BuildRequest, Isolation, Output, Registries, Source};
+use kiln_contract::request::{BuildRequest, Isolation, NamedContext, Output, Registries, Source};
 use kiln_contract::{VERSION, reason};
 use kiln_courier::{Options, serve};
 use kiln_registry::Credentials;
@@ -137,6 +137,7 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         target: args.target.clone(),
         args: build_args(&args.build_args),
         labels: pairs(&args.labels)?,
+        contexts: contexts(&args.build_contexts)?,
         platform: format!("linux/{}", architecture()),
         output: output(args, work)?,
         isolation,
@@ -185,6 +186,28 @@ fn build_args(args: &[String]) -> BTreeMap<String, String> {
         None => std::env::var(arg).ok().map(|value| (arg.clone(), value)),
     };
     args.iter().filter_map(value).collect()
+}
+
+/// `NAME=PLACE`; a place without a scheme is a directory.
+fn contexts(written: &[String]) -> Result<BTreeMap<String, NamedContext>> {
+    let mut contexts = BTreeMap::new();
+    for text in written {
+        let place = text.split_once('=').filter(|(name, place)| !name.is_empty() && !place.is_empty());
+        let (name, place) = place.ok_or_else(|| anyhow!("--build-context {text}: expected NAME=PLACE"))?;
+        let context = match place.split_once("://") {
+            Some(("docker-image", reference)) => NamedContext::Image(reference.to_owned()),
+            None => {
+                let directory = std::fs::canonicalize(place)
+                    .with_context(|| format!("the context {name}, {place}, can't be opened"))?;
+                NamedContext::Directory(utf8(&directory)?)
+            }
+            Some(_) => bail!(
+                "--build-context {text}: expected a directory or docker-image://REF; nothing else is supported by this version of Kiln"
+            ),
+        };
+        contexts.insert(name.to_owned(), context);
+    }
+    Ok(contexts)
 }
 
 fn pairs(labels: &[String]) -> Result<BTreeMap<String, String>> {

@@ -13,6 +13,9 @@ use crate::journal::Event;
 
 /// Bytes of a frame at most: an image config (4 MiB at most) in JSON quotes.
 pub const MAX_FRAME: u32 = 16 << 20;
+/// Bytes of a download at most: tool chains and model files reach several GiB, and a layer much beyond 10 GiB is refused
+/// by registries.
+pub const MAX_FETCH: u64 = 10 << 30;
 
 /// What the builder asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +40,15 @@ pub enum Call {
         image: String,
         /// The blob.
         blob: Descriptor,
+    },
+    /// Download what an ADD names into the descriptor that comes along: a regular file, which is written from its start.
+    /// No credentials go with it. Answered with [`Reply::Fetched`].
+    Fetch {
+        /// `http://…` or `https://…`.
+        url: String,
+        /// `sha256:…` that the bytes must have; other bytes are an error reply.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        checksum: Option<String>,
     },
     /// The output needs this blob. The descriptor that comes along is a readable, seekable file with its bytes; the
     /// courier reads it with `pread`, as often as it has to. Answered with [`Reply::Stored`].
@@ -82,6 +94,16 @@ pub enum Reply {
     Resolved {
         /// The pinned image.
         image: ResolvedImage,
+    },
+    /// See [`Call::Fetch`].
+    Fetched {
+        /// Bytes.
+        size: u64,
+        /// `sha256:…` of them.
+        digest: String,
+        /// When the server says that it was changed, in Unix seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        modified: Option<i64>,
     },
     /// See [`Call::PutBlob`].
     Stored {

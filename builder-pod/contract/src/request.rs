@@ -31,6 +31,9 @@ pub struct BuildRequest {
     /// Labels that are added to the image's config.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Named contexts (`--build-context`): what FROM and `--from` may name beside stages and images.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contexts: BTreeMap<String, NamedContext>,
     /// `os/arch[/variant]`.
     pub platform: String,
     /// Where the image goes.
@@ -52,6 +55,16 @@ pub enum Source {
     Files(Vec<File>),
     /// A directory of this machine (`kiln build DIR`).
     Directory(String),
+}
+
+/// Where a named context comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NamedContext {
+    /// A directory of this machine.
+    Directory(String),
+    /// An image, by reference, or `oci-layout://` and the directory of a layout on this machine.
+    Image(String),
 }
 
 /// A file of the context.

@@ -30,7 +30,7 @@ fn read(path: &Path) -> Value {
 /// Cases of a category that differ on purpose.
 fn on_purpose(category: &str) -> Vec<String> {
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/differs-on-purpose");
-    let text = std::fs::read_to_string(list).unwrap();
+    let text = std::fs::read_to_string(list).expect("the list is there");
     let prefix = format!("{category}/");
     let name = |line: &str| line.strip_prefix(&prefix)?.split_whitespace().next().map(str::to_owned);
     text.lines().filter_map(name).collect()
@@ -221,6 +221,6 @@ fn as_corpus(found: &GitRef) -> Value {
         "mtime": mtime, "fetch_by_commit": found.fetch_by_commit.then_some(true),
         "unencrypted": found.unencrypted.then_some(true), "local_lookalike": found.local_lookalike.then_some(true),
     });
-    let set = all.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
+    let set = all.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
     Value::Object(set.map(|(name, value)| (name.clone(), value.clone())).collect())
 }

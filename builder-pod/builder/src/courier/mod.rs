@@ -22,6 +22,17 @@ pub struct Committed {
     pub references: Vec<String>,
 }
 
+/// What was downloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes.
+    pub size: u64,
+    /// `sha256:…` of them.
+    pub digest: String,
+    /// When the server says that it was changed, in Unix seconds.
+    pub modified: Option<i64>,
+}
+
 /// Why a call brought no answer of the wished kind.
 #[derive(Debug, thiserror::Error)]
 pub enum CourierError {
@@ -62,6 +73,13 @@ pub trait Courier: Send + Sync {
     /// # Errors
     /// The blob is short, wrong or not to be had.
     fn read_blob(&self, image: &str, blob: &Descriptor, into: OwnedFd) -> Result<(), CourierError>;
+
+    /// Has a URL downloaded into `file` (regular, writable), which must have the digest `checksum` if there is one.
+    ///
+    /// # Errors
+    /// It is not there, not to be had, or something else.
+    fn fetch(&self, url: &str, checksum: Option<&str>, file: BorrowedFd<'_>)
+    -> Result<Fetched, CourierError>;
 
     /// Gives a blob to the output; `file` is readable and seekable.
     ///

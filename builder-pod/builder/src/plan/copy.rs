@@ -1,7 +1,10 @@
 //! COPY and ADD: paths, flags and the text of the history.
 
+use kiln_contract::image::is_sha256_digest;
 use kiln_contract::reason::DOCKERFILE_INVALID;
 use kiln_dockerfile::instruction::Transfer;
+use kiln_dockerfile::url::Url;
+use kiln_dockerfile::{GitRef, GitRefError};
 
 use super::env::Words;
 use super::{Action, CopyFrom, Item, PlanError, support};
@@ -38,29 +41,37 @@ pub(super) fn evaluate(
     let dest = words.one(&written.files.dest)?;
     let chown = words.maybe(written.chown)?.filter(|text| !text.is_empty());
     let chmod = words.maybe(written.chmod)?.filter(|text| !text.is_empty());
-    if let Some(remote) = sources.iter().find(|source| is_remote(source)) {
-        return Err(match written.name {
-            "ADD" => support::refusal(&format!("ADD of a URL or git repository ({remote})"), words.line),
-            _ => PlanError::new(
-                DOCKERFILE_INVALID,
-                words.line,
-                format!("COPY takes files of the build context, found {remote:?}; a URL is for ADD"),
-            ),
-        });
-    }
     let invalid = |message: String| PlanError::new(DOCKERFILE_INVALID, words.line, message);
     let mode = chmod
         .as_deref()
         .map(Chmod::parse)
         .transpose()
         .map_err(|problem| invalid(format!("{} --chmod: {problem}", written.name)))?;
-    if written.checksum.is_some() {
-        return Err(invalid("ADD --checksum: only what is downloaded has a checksum to compare".to_owned()));
+    let checksum = words.maybe(written.checksum)?.filter(|text| !text.is_empty());
+    if let Some(sum) = checksum.as_deref().filter(|sum| !is_sha256_digest(sum)) {
+        return Err(invalid(format!("ADD --checksum={sum}: expected sha256: and 64 hexadecimal digits")));
     }
     let mut items = Vec::new();
-    if !sources.is_empty() {
-        let (sources, excludes) = (sources.clone(), written.excludes.to_vec());
-        items.push(Item::Files(Selection { sources, excludes, parents: written.parents }));
+    for source in &sources {
+        match remote(source).map_err(|e| invalid(format!("{source}: {e}")))? {
+            Remote::No if checksum.is_some() => {
+                let message = "ADD --checksum: only what is downloaded has a checksum to compare";
+                return Err(invalid(message.to_owned()));
+            }
+            Remote::No => local(&mut items, source, written),
+            _ if written.name == "COPY" => {
+                let message = format!(
+                    "COPY takes files of the build context, found {source:?}; a URL or git repository is for ADD"
+                );
+                return Err(invalid(message));
+            }
+            Remote::Git => {
+                return Err(support::refusal(&format!("ADD of a git repository ({source})"), words.line));
+            }
+            Remote::Url { name } => {
+                items.push(Item::Url { url: source.clone(), name, checksum: checksum.clone() });
+            }
+        }
     }
     for file in &written.files.heredocs {
         let data = if file.expand { words.heredoc(&file.data)? } else { file.data.clone() };
@@ -87,7 +98,7 @@ pub(super) fn evaluate(
         items,
         dest: join(workdir, &dest),
         chown,
-        unpack: written.unpack.unwrap_or(written.name == "ADD"),
+        unpack: if written.name == "ADD" { written.unpack } else { Some(false) },
         // As BuildKit: a mode for what is made on the way would be lost.
         link: written.link && mode.is_none(),
         mode,
@@ -95,12 +106,55 @@ pub(super) fn evaluate(
     Ok((action, text))
 }
 
-/// `https://…`, `git://…`, `user@host:path`.
-fn is_remote(source: &str) -> bool {
-    let url = source.split_once("://").is_some_and(|(scheme, _)| {
-        ["http", "https", "git", "ssh", "git+ssh"].iter().any(|known| known.eq_ignore_ascii_case(scheme))
-    });
-    url || source.starts_with("git@")
+/// All files of a context, onto nothing.
+pub(super) fn whole(from: CopyFrom) -> Action {
+    let all = Selection { sources: vec![".".to_owned()], excludes: Vec::new(), parents: false };
+    Action::Copy {
+        from,
+        items: vec![Item::Files(all)],
+        dest: "/".to_owned(),
+        chown: None,
+        mode: None,
+        unpack: Some(false),
+        link: false,
+    }
+}
+
+/// What a source is that lies elsewhere.
+#[derive(Debug, PartialEq, Eq)]
+enum Remote {
+    No,
+    Git,
+    /// Something to download, and what it is called.
+    Url {
+        name: String,
+    },
+}
+
+fn remote(source: &str) -> Result<Remote, GitRefError> {
+    if let Some(git) = GitRef::parse(source)? {
+        // `github.com/a/b` is a path of the context here (BuildKit `isGitSource`).
+        return Ok(if git.local_lookalike { Remote::No } else { Remote::Git });
+    }
+    if !source.starts_with("http://") && !source.starts_with("https://") {
+        return Ok(Remote::No);
+    }
+    let path = Url::parse(source).map(|url| url.path).unwrap_or_default();
+    let name = path.rsplit('/').find(|part| !part.is_empty() && *part != ".").unwrap_or("__unnamed__");
+    Ok(Remote::Url { name: name.to_owned() })
+}
+
+/// Adds a path: those that follow one another are one selection, all of which is looked for before anything is copied.
+fn local(items: &mut Vec<Item>, source: &str, written: &Written<'_>) {
+    if let Some(Item::Files(last)) = items.last_mut() {
+        last.sources.push(source.to_owned());
+        return;
+    }
+    items.push(Item::Files(Selection {
+        sources: vec![source.to_owned()],
+        excludes: written.excludes.to_vec(),
+        parents: written.parents,
+    }));
 }
 
 /// `path` seen from `dir`. A path that means a directory (`.`, `x/`, `x/.`) keeps a slash at its end.
@@ -149,11 +203,22 @@ mod tests {
 
     #[test]
     fn remote_sources() {
-        for remote in ["https://x/y.tar", "HTTP://x", "git@host:repo", "git://h/r", "ssh://h/r"] {
-            assert!(is_remote(remote), "{remote}");
+        let url = |name: &str| Ok(Remote::Url { name: name.to_owned() });
+        for (source, expected) in [
+            ("https://x/y.tar?a#b", url("y.tar")),
+            ("http://x/a%20b/", url("a b")),
+            ("http://x/", url("__unnamed__")),
+            ("http://x", url("__unnamed__")),
+            ("https://x/y.git#main", Ok(Remote::Git)),
+            ("git@host:repo", Ok(Remote::Git)),
+            ("ssh://h/r", Ok(Remote::Git)),
+            ("a://b", Ok(Remote::No)),
+            ("github.com/a/b", Ok(Remote::No)),
+            ("a/http:/b", Ok(Remote::No)),
+            (".", Ok(Remote::No)),
+        ] {
+            assert_eq!(remote(source), expected, "{source}");
         }
-        for local in ["a://b", "x@y:z", "a/http:/b", "."] {
-            assert!(!is_remote(local), "{local}");
-        }
+        assert!(remote("https://x/y.git?rev=1").is_err());
     }
 }

@@ -5,15 +5,13 @@ use kiln_contract::image::ResolvedImage;
 use kiln_contract::reason::{BASE_IMAGE_INVALID, DOCKERFILE_INVALID, INTERNAL};
 use kiln_dockerfile::instruction::{Arg, CommandLine, Healthcheck, KeyValue, Network, Run};
 use kiln_dockerfile::platform::{PROXY_ARGS, is_proxy_arg};
-use kiln_dockerfile::{Instruction, InstructionKind, parse_trigger};
+use kiln_dockerfile::{Instruction, InstructionKind};
 
 use super::copy::{self, Written};
 use super::env::Words;
 use super::graph::{self, Source};
-use super::outline::{Outline, at_step};
-use super::{
-    Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, heredoc, ports, stopsignal, support,
-};
+use super::outline::{Outline, at_step, of_trigger};
+use super::{Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, heredoc, ports, stopsignal};
 use crate::image::{Health, Image, duration, list, quoted};
 
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -91,7 +89,8 @@ impl Evaluation<'_> {
     fn base(&self, place: usize) -> Result<Base, PlanError> {
         let missing = || PlanError::new(INTERNAL, None, "a stage's base was not planned");
         Ok(match &self.outline.order[place].base {
-            Source::Scratch => Base::Scratch,
+            // A directory is copied onto nothing.
+            Source::Scratch | Source::Context(_) => Base::Scratch,
             Source::Stage(stage) => Base::Stage(self.place(*stage).ok_or_else(missing)?),
             Source::Image(reference) => Base::Image(self.image(reference).ok_or_else(missing)?),
         })
@@ -114,25 +113,28 @@ impl Evaluation<'_> {
                     .map_err(|e| at_step(PlanError::new(BASE_IMAGE_INVALID, line, e.to_string()), start))?,
             ),
         };
-        for text in state.image.config.on_build.take().unwrap_or_default() {
-            self.trigger(&mut state, place, &text, line).map_err(|e| at_step(e, start))?;
+        // They are among the steps below; children do not do them again.
+        state.image.config.on_build = None;
+        if let Source::Context(name) = &self.outline.order[place].base {
+            let action = copy::whole(self.context(name));
+            state.op(start, action, format!("FROM {name}"));
         }
-        for (instruction, step) in written.instructions.iter().zip(start + 1..) {
+        let triggers = &self.outline.order[place].triggers;
+        let mut steps = start + 1..;
+        for instruction in triggers {
+            let step = steps.next().unwrap_or(start);
+            let done = self.instruction(&mut state, place, instruction, step);
+            done.map_err(|e| at_step(of_trigger(e, instruction), step))?;
+        }
+        for (instruction, step) in written.instructions.iter().zip(steps) {
             self.instruction(&mut state, place, instruction, step).map_err(|e| at_step(e, step))?;
         }
         Ok(state)
     }
 
-    /// An ONBUILD instruction of the base is carried out as part of FROM.
-    fn trigger(&self, state: &mut State, place: usize, text: &str, line: u32) -> Result<(), PlanError> {
-        let context = |message: String| format!("ONBUILD {text} of the base image: {message}");
-        let mut trigger = parse_trigger(text)
-            .map_err(|e| PlanError::new(DOCKERFILE_INVALID, line, context(e.to_string())))?;
-        trigger.lines.first = line;
-        let step = self.outline.starts[place];
-        support::check(&trigger)
-            .and_then(|()| self.instruction(state, place, &trigger, step))
-            .map_err(|e| PlanError { message: context(e.message.clone()), line: Some(line), ..e })
+    /// Where the files of a named context come from.
+    fn context(&self, name: &str) -> CopyFrom {
+        CopyFrom::Named(self.outline.contexts.keys().position(|known| known == name).unwrap_or(0))
     }
 
     fn instruction(
@@ -340,13 +342,13 @@ impl Evaluation<'_> {
     }
 
     fn copy_from(&self, from: &str, place: usize, line: u32) -> Result<CopyFrom, PlanError> {
-        let found = match graph::copy_source(self.outline.file, from, line)? {
+        let found = match graph::copy_source(self.outline.names(), from, line)? {
             Source::Stage(stage) => self.place(stage).filter(|p| *p < place).map(CopyFrom::Stage),
             Source::Image(reference) => self.image(&reference).map(CopyFrom::Image),
+            Source::Context(name) => Some(self.context(&name)),
             Source::Scratch => None,
         };
-        // Only a trigger of a base image can name what the outline did not see.
-        found.ok_or_else(|| support::refusal(&format!("COPY --from={from} as a trigger"), line))
+        found.ok_or_else(|| PlanError::new(INTERNAL, line, format!("COPY --from={from} was not planned")))
     }
 
     /// Says which files are read and which layers are published.
@@ -399,6 +401,7 @@ impl Evaluation<'_> {
             images,
             stages,
             epoch: self.outline.epoch,
+            contexts: self.outline.contexts.keys().cloned().collect(),
             unused_args: self.outline.unused_args(),
         }
     }

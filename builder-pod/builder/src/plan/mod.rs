@@ -17,7 +17,7 @@ mod target;
 mod types;
 
 pub use env::Env;
-pub use outline::{ImageUse, Outline, Target};
+pub use outline::{ImageUse, Outline, Target, Triggers};
 pub use target::normalize as normalize_platform;
 pub use types::{Action, Base, BaseImage, CopyFrom, Item, Op, Plan, PlanError, Stage, Step};
 

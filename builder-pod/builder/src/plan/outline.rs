@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_STEPS, PlannedStep};
 use kiln_contract::reason::{DOCKERFILE_INVALID, INVALID_SPEC, NOT_SUPPORTED};
+use kiln_contract::request::NamedContext;
 use kiln_dockerfile::platform::{is_global_arg, is_proxy_arg};
-use kiln_dockerfile::{Dockerfile, InstructionKind};
+use kiln_dockerfile::{Dockerfile, Instruction, InstructionKind};
 
 use super::env::Words;
-use super::graph::{self, Node, Source};
+use super::graph::{self, Node, Scope, Source};
 use super::{Env, Plan, PlanError, Step, evaluate, normalize_platform, support, target};
+use crate::image::Image;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +23,12 @@ pub struct Target<'a> {
     pub stage: Option<&'a str>,
     /// Build arguments.
     pub args: &'a BTreeMap<String, String>,
+    /// Named contexts.
+    pub contexts: &'a BTreeMap<String, NamedContext>,
 }
+
+/// ONBUILD instructions that base images carry, by reference as the Dockerfile has it.
+pub type Triggers = BTreeMap<String, Vec<String>>;
 
 /// An image that has to be resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +45,7 @@ pub struct ImageUse {
 #[derive(Debug)]
 pub struct Outline<'a> {
     pub(super) file: &'a Dockerfile,
+    pub(super) contexts: &'a BTreeMap<String, NamedContext>,
     pub(super) args: &'a BTreeMap<String, String>,
     pub(super) platform: String,
     pub(super) globals: Env,
@@ -55,6 +63,19 @@ impl<'a> Outline<'a> {
     /// # Errors
     /// What can't be, or is not implemented, with its line.
     pub fn new(file: &'a Dockerfile, syntax: Option<&str>, wished: Target<'a>) -> Result<Self, PlanError> {
+        Self::with_triggers(file, syntax, wished, &Triggers::new())
+    }
+
+    /// The same, once it is known what base images have their children do ([`Outline::triggers`]): each is a step.
+    ///
+    /// # Errors
+    /// As [`Outline::new`].
+    pub fn with_triggers(
+        file: &'a Dockerfile,
+        syntax: Option<&str>,
+        wished: Target<'a>,
+        on_build: &Triggers,
+    ) -> Result<Self, PlanError> {
         if let Some(syntax) = syntax {
             support::check_syntax(syntax, Some(1))?;
         }
@@ -84,9 +105,10 @@ impl<'a> Outline<'a> {
             }
         }
         let epoch = epoch(file, wished.args.get("SOURCE_DATE_EPOCH").map(String::as_str), &globals)?;
-        let order = graph::order(file, last, &globals)?;
+        let order = graph::order(Scope { file, contexts: wished.contexts, on_build }, last, &globals)?;
         let mut outline = Self {
             file,
+            contexts: wished.contexts,
             args: wished.args,
             platform,
             globals,
@@ -116,13 +138,17 @@ impl<'a> Outline<'a> {
             if let Source::Image(reference) = &node.base {
                 self.need(reference, start, stage.lines.first);
             }
-            for instruction in &stage.instructions {
+            let triggers = node.triggers.iter().map(|instruction| (instruction, true));
+            for (instruction, triggered) in triggers.chain(stage.instructions.iter().map(|i| (i, false))) {
                 let line = instruction.lines.first;
                 let number = self.push(&name, line, &instruction.original);
-                support::check(instruction).map_err(|e| at_step(e, number))?;
+                let place =
+                    |error| at_step(if triggered { of_trigger(error, instruction) } else { error }, number);
+                support::check(instruction).map_err(place)?;
                 if let InstructionKind::Copy(copy) = &instruction.kind
                     && let Some(from) = &copy.from
-                    && let Source::Image(reference) = graph::copy_source(file, from, line)?
+                    && let Source::Image(reference) =
+                        graph::copy_source(self.names(), from, line).map_err(place)?
                 {
                     self.need(&reference, number, line);
                 }
@@ -139,6 +165,28 @@ impl<'a> Outline<'a> {
             ));
         }
         Ok(())
+    }
+
+    /// What names are looked up in.
+    pub(super) fn names(&self) -> Scope<'a> {
+        static NONE: Triggers = Triggers::new();
+        Scope { file: self.file, contexts: self.contexts, on_build: &NONE }
+    }
+
+    /// What the images that stages start from have their children do; `resolved` are those of [`Outline::images`].
+    pub fn triggers(&self, resolved: &[ResolvedImage]) -> Triggers {
+        let bases = |reference: &str| {
+            self.order.iter().any(|node| matches!(&node.base, Source::Image(base) if base == reference))
+        };
+        let images = self.images.iter().zip(resolved).filter(|(used, _)| bases(&used.reference));
+        images
+            .filter_map(|(used, image)| {
+                // One that is not usable is refused in the plan.
+                let mut image = Image::from_base(image, &self.platform).ok()?;
+                let triggers = image.config.on_build.take().filter(|triggers| !triggers.is_empty())?;
+                Some((used.reference.clone(), triggers))
+            })
+            .collect()
     }
 
     fn push(&mut self, stage: &str, line: u32, text: &str) -> u32 {
@@ -202,7 +250,7 @@ impl<'a> Outline<'a> {
         let mut used: BTreeSet<&str> =
             self.file.meta_args.iter().flat_map(|meta| &meta.args).map(|arg| arg.key.as_str()).collect();
         for node in &self.order {
-            for instruction in &self.file.stages[node.stage].instructions {
+            for instruction in node.triggers.iter().chain(&self.file.stages[node.stage].instructions) {
                 if let InstructionKind::Arg(args) = &instruction.kind {
                     used.extend(args.iter().map(|arg| arg.key.as_str()));
                 }
@@ -221,6 +269,12 @@ impl<'a> Outline<'a> {
 /// The same error in a step.
 pub(super) fn at_step(error: PlanError, step: u32) -> PlanError {
     PlanError { step: Some(step), ..error }
+}
+
+/// The error of an instruction that a base brought.
+pub(super) fn of_trigger(mut error: PlanError, trigger: &Instruction) -> PlanError {
+    error.message = format!("ONBUILD {} of the base image: {}", trigger.original, error.message);
+    error
 }
 
 /// `SOURCE_DATE_EPOCH` of the request, or of the Dockerfile's global scope.

@@ -67,6 +67,8 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// `SOURCE_DATE_EPOCH`: Unix seconds that no time in the image is later than.
     pub epoch: Option<i64>,
+    /// Names of the contexts, beside the build context, that files are taken from.
+    pub contexts: Vec<String>,
     /// Build arguments of the request that no ARG takes up.
     pub unused_args: Vec<String>,
 }
@@ -153,8 +155,8 @@ pub enum Action {
         chown: Option<String>,
         /// `--chmod`.
         mode: Option<Chmod>,
-        /// Unpack archives among the files: those of a context, of a stage or image, that are downloaded.
-        unpack: bool,
+        /// Unpack archives among the files; `None`: local ones.
+        unpack: Option<bool>,
         /// `--link`: nothing of what is there already is looked at.
         link: bool,
     },
@@ -174,6 +176,15 @@ pub enum Item {
     Files(Selection),
     /// A here-document.
     Inline(InlineFile),
+    /// Something to download.
+    Url {
+        /// `http://…` or `https://…`.
+        url: String,
+        /// Its name in a destination directory.
+        name: String,
+        /// `sha256:…` that it must have.
+        checksum: Option<String>,
+    },
 }
 
 /// Where a COPY takes its files from.
@@ -181,6 +192,8 @@ pub enum Item {
 pub enum CopyFrom {
     /// The build context.
     Context,
+    /// [`Plan::contexts`].
+    Named(usize),
     /// [`Plan::stages`].
     Stage(usize),
     /// [`Plan::images`].

@@ -1,6 +1,7 @@
 //! The build context as `solve` asks for it: selected files, without those that the ignore file leaves out.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -8,28 +9,42 @@ use kiln_dockerfile::IgnoreFile;
 use kiln_dockerfile::ignore::Matched;
 
 use super::Root;
-use crate::engine::{EngineError, Selection};
+use crate::engine::{EngineError, EngineErrorKind, Selection};
 use crate::solve::Context;
 use crate::tree::{Ignored, write_context};
 
-/// A directory and its ignore file.
+/// The build context and the named ones that are directories.
 #[derive(Debug)]
-pub(super) struct LocalContext {
-    root: Root,
-    ignore: IgnoreFile,
+pub(super) struct LocalContexts {
+    main: Directory,
+    named: BTreeMap<String, Directory>,
 }
 
-impl LocalContext {
-    pub fn new(root: Root, ignore: IgnoreFile) -> Self {
-        Self { root, ignore }
+/// A directory and its ignore file.
+#[derive(Debug)]
+pub(super) struct Directory {
+    pub root: Root,
+    pub ignore: IgnoreFile,
+}
+
+impl LocalContexts {
+    pub fn new(main: Directory, named: BTreeMap<String, Directory>) -> Self {
+        Self { main, named }
     }
 }
 
-impl Context for LocalContext {
-    fn send(&self, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
-        let verdicts = Verdicts { ignore: &self.ignore, above: RefCell::new(Vec::new()) };
+impl Context for LocalContexts {
+    fn send(&self, name: Option<&str>, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
+        let directory = match name {
+            None => &self.main,
+            Some(name) => self.named.get(name).ok_or_else(|| EngineError {
+                kind: EngineErrorKind::Internal,
+                message: format!("the context {name} was not opened"),
+            })?,
+        };
+        let verdicts = Verdicts { ignore: &directory.ignore, above: RefCell::new(Vec::new()) };
         let ignored = |path: &str, is_dir: bool| verdicts.of(path, is_dir);
-        Ok(write_context(self.root.as_fd(), what, &ignored, File::from(out))?)
+        Ok(write_context(directory.root.as_fd(), what, &ignored, File::from(out))?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The build context: files of the request written out, or a directory of this machine; and the files in it that the build
 //! itself reads. Paths are resolved inside the context by the kernel.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,12 +10,13 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_contract::request::{Content, Source};
+use kiln_contract::request::{Content, NamedContext, Source};
 use kiln_contract::{Failure, FailureClass, reason};
 use kiln_dockerfile::IgnoreFile;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::Root;
+use super::context::Directory;
 use crate::solve::failure::internal;
 
 /// Bytes of a Dockerfile or an ignore file at most: generated ones reach tens of KiB; more is a mistake.
@@ -144,6 +146,24 @@ pub(super) fn dockerfile(context: &Root, path: &str) -> Result<Vec<u8>, Box<Fail
         ))),
         Err(problem) => Err(fail(format!("the Dockerfile {path:?} is not usable: {problem}"))),
     }
+}
+
+/// The named contexts that are directories, each with its own ignore file.
+pub(super) fn named(
+    contexts: &BTreeMap<String, NamedContext>,
+) -> Result<BTreeMap<String, Directory>, Box<Failure>> {
+    let mut opened = BTreeMap::new();
+    for (name, context) in contexts {
+        let NamedContext::Directory(path) = context else { continue };
+        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, path, directory, Mode::empty()).map_err(|e| {
+            let message = format!("the context {name} ({path}) can't be opened: {e}");
+            Box::new(Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, message))
+        })?;
+        let ignore = ignore(&root, "")?;
+        opened.insert(name.clone(), Directory { root, ignore });
+    }
+    Ok(opened)
 }
 
 /// The context's ignore file: `<Dockerfile>.dockerignore`, else `.dockerignore`, else nothing is ignored.

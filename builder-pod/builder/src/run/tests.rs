@@ -25,6 +25,7 @@ fn request(files: &[(&str, &str)]) -> BuildRequest {
         target: None,
         args: BTreeMap::new(),
         labels: BTreeMap::new(),
+        contexts: std::collections::BTreeMap::new(),
         platform: "linux/amd64".into(),
         output: Output::Registry { references: vec!["host/x:1".into()], permit: false },
         isolation: Isolation::UserNamespace,
@@ -71,7 +72,9 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
             .map(|done| Reply::Committed { digest: done.digest, references: done.references }),
         Call::Event { event } => done(courier.event(event)),
         Call::Fail { failure } => done(courier.fail(&failure)),
-        Call::ReadBlob { .. } | Call::PutBlob { .. } => panic!("these carry a descriptor"),
+        Call::ReadBlob { .. } | Call::PutBlob { .. } | Call::Fetch { .. } => {
+            panic!("these carry a descriptor")
+        }
     };
     match result {
         Ok(reply) => reply,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;
 
 use kiln_contract::journal::Event;
@@ -10,9 +10,9 @@ use kiln_contract::{Failure, FailureClass, reason};
 use sha2::{Digest, Sha256};
 
 use super::bases::Bases;
-use super::failure::{Halt, of_engine};
+use super::failure::{Halt, internal, of_engine};
 use super::log::{Entry, Log};
-use super::publish::Job;
+use super::publish::{Job, spool_file};
 use super::shared::Shared;
 use super::{Wishes, World, short};
 use crate::engine::Step as Command;
@@ -195,11 +195,15 @@ impl<'a> Steps<'a> {
                     sources: items.len(),
                     owner,
                     mode: mode.clone(),
-                    unpack: *unpack,
+                    unpack: false,
                     link: *link,
                 };
                 for item in items {
-                    to.unpack = *unpack && !matches!(item, Item::Inline(_));
+                    to.unpack = match item {
+                        Item::Files(_) => unpack.unwrap_or(true),
+                        Item::Url { .. } => unpack.unwrap_or(false),
+                        Item::Inline(_) => false,
+                    };
                     self.item(&view, &to, *from, item).map_err(|halt| halt.into_halt(&op.action))?;
                 }
             }
@@ -223,10 +227,19 @@ impl<'a> Steps<'a> {
                 let send = |out: OwnedFd| Ok(tree::write_inline(file, mtime, File::from(out))?);
                 return Ok(self.copy_stream(view, to, send)?);
             }
+            Item::Url { url, name, checksum } => {
+                return self.download(view, to, url, name, checksum.as_deref());
+            }
             Item::Files(what) => what,
         };
         match from {
-            CopyFrom::Context => self.copy_stream(view, to, |out| self.world.context.send(what, out))?,
+            CopyFrom::Context => {
+                self.copy_stream(view, to, |out| self.world.context.send(None, what, out))?;
+            }
+            CopyFrom::Named(context) => {
+                let name = self.plan.contexts.get(context).map(String::as_str);
+                self.copy_stream(view, to, |out| self.world.context.send(name, what, out))?;
+            }
             CopyFrom::Stage(stage) => {
                 let trees = self.stages.get(stage).map_or(&[][..], |left| &left.trees);
                 self.shared.engine.copy_tree(view, to, trees, what)?;
@@ -237,6 +250,26 @@ impl<'a> Steps<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The courier downloads, into a file without a name; from there it is copied as files of ours are.
+    fn download(
+        &self,
+        view: &View,
+        to: &Destination,
+        url: &str,
+        name: &str,
+        checksum: Option<&str>,
+    ) -> Result<(), CopyFault> {
+        let mut file = spool_file(self.world.spool, "download")?;
+        let fetched = self.shared.courier.fetch(url, checksum, file.as_fd()).map_err(Halt::from)?;
+        let rewound = std::io::Seek::rewind(&mut file);
+        rewound.map_err(|e| Halt::from(internal(format!("reading a download: {e}"))))?;
+        // A server that does not say when: 1970, as BuildKit has it.
+        let mtime = fetched.modified.unwrap_or(0);
+        Ok(self.copy_stream(view, to, move |out| {
+            Ok(tree::write_file(name, 0o600, mtime, fetched.size, &mut file, File::from(out))?)
+        })?)
     }
 
     fn command(&self, command: &Command, log: &mut dyn Log) -> Result<Exit, CommandFault> {
