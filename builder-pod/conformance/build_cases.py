@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -161,6 +162,7 @@ def main():
     cases = os.path.join(os.path.abspath(options.cases), "cases")
     names = sorted(name for name in os.listdir(cases) if re.search(options.only, name))
     os.umask(0o022)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     listed, counts = on_purpose(), {"passed": 0, "failed": 0, "skipped": 0}
     if options.keep:
         os.makedirs(options.keep, exist_ok=True)
@@ -177,7 +179,8 @@ def main():
         settings = {"kiln": os.path.abspath(options.kiln), "cases": cases, "tools": tools, "work": work,
                     "registries": registries, "keep": options.keep and os.path.abspath(options.keep)}
         sys.dont_write_bytecode = True
-        with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
+        pool = concurrent.futures.ProcessPoolExecutor(options.jobs)
+        try:
             for name, differences, remark in pool.map(one, [(name, settings) for name in names]):
                 why = listed.get("build/" + name)
                 if differences is None:
@@ -194,7 +197,10 @@ def main():
                     for difference in differences or ["is listed in differs-on-purpose and does not differ"]:
                         print("    " + difference.replace("\n", "\n    "))
                 sys.stdout.flush()
-        registry.close()
+        finally:
+            # Also when told to stop: what runs ends first, so that nothing of it is left.
+            pool.shutdown(wait=True, cancel_futures=True)
+            registry.close()
     print("build: %(passed)d passed, %(failed)d failed, %(skipped)d skipped" % counts)
     return 1 if counts["failed"] else 0
 

@@ -37,7 +37,7 @@ pub struct BuildArgs {
     /// Build argument; without a value, that of the environment variable of this name.
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub build_args: Vec<String>,
-    /// What FROM and --from may name beside stages and images: a directory, docker-image://REF or oci-layout://DIR.
+    /// What FROM and --from may name beside stages and images: a directory, docker-image://REF or a git repository.
     #[arg(long = "build-context", value_name = "NAME=PLACE")]
     pub build_contexts: Vec<String>,
     /// Label to add to the image.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result, anyhow, bail};
 use kiln_builder::engine::{Engine, Stop};
 use kiln_builder::helper::{LocalEngine, Options as EngineOptions};
+use kiln_builder::plan::git_context;
 use kiln_builder::run::{Human, Settings};
 use kiln_builder::solve::log::{Entry, Log};
 use kiln_contract::request::{BuildRequest, Isolation, NamedContext, Output, Registries, Source};
@@ -194,16 +195,16 @@ fn contexts(written: &[String]) -> Result<BTreeMap<String, NamedContext>> {
     for text in written {
         let place = text.split_once('=').filter(|(name, place)| !name.is_empty() && !place.is_empty());
         let (name, place) = place.ok_or_else(|| anyhow!("--build-context {text}: expected NAME=PLACE"))?;
-        let context = match place.split_once("://") {
-            Some(("docker-image", reference)) => NamedContext::Image(reference.to_owned()),
-            None => {
-                let directory = std::fs::canonicalize(place)
-                    .with_context(|| format!("the context {name}, {place}, can't be opened"))?;
-                NamedContext::Directory(utf8(&directory)?)
-            }
-            Some(_) => bail!(
-                "--build-context {text}: expected a directory or docker-image://REF; nothing else is supported by this version of Kiln"
-            ),
+        let context = if let Some(reference) = place.strip_prefix("docker-image://") {
+            NamedContext::Image(reference.to_owned())
+        } else if Path::new(place).exists() {
+            NamedContext::Directory(utf8(&std::fs::canonicalize(place)?)?)
+        } else if let Some(git) = git_context(place).map_err(|e| anyhow!("--build-context {text}: {e}"))? {
+            NamedContext::Git(git)
+        } else {
+            bail!(
+                "--build-context {text}: there is no directory {place}; expected one, docker-image://REF or a git repository"
+            )
         };
         contexts.insert(name.to_owned(), context);
     }

@@ -50,6 +50,12 @@ pub enum Call {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         checksum: Option<String>,
     },
+    /// Check a git repository out and write its files as a tar into the descriptor that comes along: a regular file,
+    /// written from its start. No credentials go with it. Answered with [`Reply::CheckedOut`].
+    FetchGit {
+        /// What of which repository.
+        source: GitSource,
+    },
     /// The output needs this blob. The descriptor that comes along is a readable, seekable file with its bytes; the
     /// courier reads it with `pread`, as often as it has to. Answered with [`Reply::Stored`].
     PutBlob {
@@ -84,6 +90,32 @@ pub enum Call {
     },
 }
 
+/// Files of a git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GitSource {
+    /// What git fetches from: `https://`, `http://`, `ssh://`, `git://` or `user@host:path`.
+    pub remote: String,
+    /// Branch, tag, commit or full reference; what the remote's HEAD names when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Directory of the repository; all of it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subdir: Option<String>,
+    /// Commit, or the start of one, that the reference must name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    /// Whether the `.git` directory comes, too.
+    #[serde(default)]
+    pub keep_git_dir: bool,
+    /// Whether submodules are checked out.
+    #[serde(default)]
+    pub submodules: bool,
+    /// Files get the commit's time, not that of the checkout.
+    #[serde(default)]
+    pub commit_time: bool,
+}
+
 /// What the courier answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "reply")]
@@ -104,6 +136,11 @@ pub enum Reply {
         /// When the server says that it was changed, in Unix seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         modified: Option<i64>,
+    },
+    /// See [`Call::FetchGit`].
+    CheckedOut {
+        /// The commit: 40 or 64 hexadecimal digits.
+        commit: String,
     },
     /// See [`Call::PutBlob`].
     Stored {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::call::GitSource;
+
 /// One attempt at one build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -65,6 +67,8 @@ pub enum NamedContext {
     Directory(String),
     /// An image, by reference, or `oci-layout://` and the directory of a layout on this machine.
     Image(String),
+    /// Files of a git repository.
+    Git(GitSource),
 }
 
 /// A file of the context.

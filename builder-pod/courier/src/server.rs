@@ -23,7 +23,7 @@ use crate::failure::{Purpose, internal, of_download, of_registry, other_bytes};
 use crate::journal::{Journal, Sink};
 use crate::output::{Bytestream, Target};
 use crate::session::{Files, Saved, Session};
-use crate::{commit, wire};
+use crate::{commit, git, wire};
 
 /// Connections at once: the builder has a handful of transfers under way, and events.
 const MAX_CONNECTIONS: usize = 64;
@@ -277,6 +277,11 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
                 return Err(other_bytes(&url, &expected, &done.digest));
             }
             Ok(Reply::Fetched { size: done.size, digest: done.digest, modified: done.modified })
+        }
+        Call::FetchGit { source } => {
+            let out = needed(fd)?.into();
+            let task = tokio::task::spawn_blocking(move || git::fetch(&source, out));
+            Ok(Reply::CheckedOut { commit: task.await.map_err(|e| internal(e.to_string()))?? })
         }
         Call::PutBlob { blob } => {
             let file = Bytestream::File(needed(fd)?.into());

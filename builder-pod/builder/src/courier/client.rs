@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_contract::call::{Call, Reply, Stored};
+use kiln_contract::call::{Call, GitSource, Reply, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
 use kiln_contract::{Descriptor, Failure, VERSION, reason};
@@ -243,6 +243,14 @@ impl Courier for Client {
         match self.call(&call, Some(file), Patience::UntilStopped)? {
             Reply::Fetched { size, digest, modified } => Ok(Fetched { size, digest, modified }),
             other => Err(unexpected("fetch", &other)),
+        }
+    }
+
+    fn fetch_git(&self, source: &GitSource, file: BorrowedFd<'_>) -> Result<String, CourierError> {
+        let call = Call::FetchGit { source: source.clone() };
+        match self.call(&call, Some(file), Patience::UntilStopped)? {
+            Reply::CheckedOut { commit } => Ok(commit),
+            other => Err(unexpected("fetchGit", &other)),
         }
     }
 

@@ -6,7 +6,7 @@ mod frame;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use kiln_contract::call::Stored;
+use kiln_contract::call::{GitSource, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
 use kiln_contract::{Descriptor, Failure};
@@ -80,6 +80,12 @@ pub trait Courier: Send + Sync {
     /// It is not there, not to be had, or something else.
     fn fetch(&self, url: &str, checksum: Option<&str>, file: BorrowedFd<'_>)
     -> Result<Fetched, CourierError>;
+
+    /// Has a git repository checked out and its files written as a tar into `file` (regular, writable); its commit.
+    ///
+    /// # Errors
+    /// As [`Courier::fetch`].
+    fn fetch_git(&self, source: &GitSource, file: BorrowedFd<'_>) -> Result<String, CourierError>;
 
     /// Gives a blob to the output; `file` is readable and seekable.
     ///

@@ -1,13 +1,15 @@
 //! COPY and ADD: paths, flags and the text of the history.
 
+use kiln_contract::call::GitSource;
 use kiln_contract::image::is_sha256_digest;
 use kiln_contract::reason::DOCKERFILE_INVALID;
+use kiln_dockerfile::git::GitTime;
 use kiln_dockerfile::instruction::Transfer;
 use kiln_dockerfile::url::Url;
 use kiln_dockerfile::{GitRef, GitRefError};
 
 use super::env::Words;
-use super::{Action, CopyFrom, Item, PlanError, support};
+use super::{Action, CopyFrom, Item, PlanError};
 use crate::chmod::Chmod;
 use crate::engine::{InlineFile, Selection};
 
@@ -26,6 +28,8 @@ pub(super) struct Written<'a> {
     pub link: bool,
     /// `--checksum`
     pub checksum: Option<&'a String>,
+    /// `--keep-git-dir`
+    pub keep_git_dir: Option<bool>,
     /// Unpack archives; local ones when it is not said.
     pub unpack: Option<bool>,
 }
@@ -48,9 +52,6 @@ pub(super) fn evaluate(
         .transpose()
         .map_err(|problem| invalid(format!("{} --chmod: {problem}", written.name)))?;
     let checksum = words.maybe(written.checksum)?.filter(|text| !text.is_empty());
-    if let Some(sum) = checksum.as_deref().filter(|sum| !is_sha256_digest(sum)) {
-        return Err(invalid(format!("ADD --checksum={sum}: expected sha256: and 64 hexadecimal digits")));
-    }
     let mut items = Vec::new();
     for source in &sources {
         match remote(source).map_err(|e| invalid(format!("{source}: {e}")))? {
@@ -65,10 +66,16 @@ pub(super) fn evaluate(
                 );
                 return Err(invalid(message));
             }
-            Remote::Git => {
-                return Err(support::refusal(&format!("ADD of a git repository ({source})"), words.line));
+            Remote::Git(git) => {
+                let source = git_source(*git, written.keep_git_dir, checksum.as_deref()).map_err(invalid)?;
+                items.push(Item::Git { source, excludes: written.excludes.to_vec() });
             }
             Remote::Url { name } => {
+                if let Some(sum) = checksum.as_deref().filter(|sum| !is_sha256_digest(sum)) {
+                    return Err(invalid(format!(
+                        "ADD --checksum={sum}: expected sha256: and 64 hexadecimal digits"
+                    )));
+                }
                 items.push(Item::Url { url: source.clone(), name, checksum: checksum.clone() });
             }
         }
@@ -124,7 +131,7 @@ pub(super) fn whole(from: CopyFrom) -> Action {
 #[derive(Debug, PartialEq, Eq)]
 enum Remote {
     No,
-    Git,
+    Git(Box<GitRef>),
     /// Something to download, and what it is called.
     Url {
         name: String,
@@ -134,7 +141,7 @@ enum Remote {
 fn remote(source: &str) -> Result<Remote, GitRefError> {
     if let Some(git) = GitRef::parse(source)? {
         // `github.com/a/b` is a path of the context here (BuildKit `isGitSource`).
-        return Ok(if git.local_lookalike { Remote::No } else { Remote::Git });
+        return Ok(if git.local_lookalike { Remote::No } else { Remote::Git(Box::new(git)) });
     }
     if !source.starts_with("http://") && !source.starts_with("https://") {
         return Ok(Remote::No);
@@ -142,6 +149,40 @@ fn remote(source: &str) -> Result<Remote, GitRefError> {
     let path = Url::parse(source).map(|url| url.path).unwrap_or_default();
     let name = path.rsplit('/').find(|part| !part.is_empty() && *part != ".").unwrap_or("__unnamed__");
     Ok(Remote::Url { name: name.to_owned() })
+}
+
+/// The repository that a text names as a context; `None` for text that names none.
+///
+/// # Errors
+/// It asks for something that can't be.
+pub fn git_context(text: &str) -> Result<Option<GitSource>, String> {
+    let git = GitRef::parse(text).map_err(|e| e.to_string())?;
+    git.map(|git| git_source(git, None, None)).transpose()
+}
+
+/// What the courier is asked for. The flags of the instruction and the options of the reference must agree.
+fn git_source(git: GitRef, keep_git_dir: Option<bool>, checksum: Option<&str>) -> Result<GitSource, String> {
+    let given = git.checksum.as_deref();
+    if let (Some(one), Some(other)) = (given, checksum)
+        && one != other
+    {
+        return Err(format!("{}: the reference asks for commit {one}, --checksum for {other}", git.remote));
+    }
+    let checksum = checksum.or(given).map(str::to_ascii_lowercase);
+    if let Some(sum) = checksum.as_deref().filter(|sum| !sum.bytes().all(|b| b.is_ascii_hexdigit())) {
+        return Err(format!("{}: expected a commit in hexadecimal digits, found {sum:?}", git.remote));
+    }
+    let by_commit = checksum.clone().filter(|_| git.fetch_by_commit);
+    Ok(GitSource {
+        reference: by_commit.or(git.reference),
+        subdir: git.subdir,
+        checksum,
+        keep_git_dir: keep_git_dir.or(git.keep_git_dir).unwrap_or(false),
+        submodules: git.submodules.unwrap_or(true),
+        commit_time: git.mtime == Some(GitTime::Commit),
+        // A person who writes github.com/a/b as a context means this.
+        remote: if git.local_lookalike { format!("https://{}.git", git.remote) } else { git.remote },
+    })
 }
 
 /// Adds a path: those that follow one another are one selection, all of which is looked for before anything is copied.
@@ -209,15 +250,15 @@ mod tests {
             ("http://x/a%20b/", url("a b")),
             ("http://x/", url("__unnamed__")),
             ("http://x", url("__unnamed__")),
-            ("https://x/y.git#main", Ok(Remote::Git)),
-            ("git@host:repo", Ok(Remote::Git)),
-            ("ssh://h/r", Ok(Remote::Git)),
             ("a://b", Ok(Remote::No)),
             ("github.com/a/b", Ok(Remote::No)),
             ("a/http:/b", Ok(Remote::No)),
             (".", Ok(Remote::No)),
         ] {
             assert_eq!(remote(source), expected, "{source}");
+        }
+        for git in ["https://x/y.git#main", "git@host:repo", "ssh://h/r"] {
+            assert!(matches!(remote(git), Ok(Remote::Git(_))), "{git}");
         }
         assert!(remote("https://x/y.git?rev=1").is_err());
     }

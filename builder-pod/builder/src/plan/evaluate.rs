@@ -167,6 +167,7 @@ impl Evaluation<'_> {
                     parents: written.parents,
                     link: written.link,
                     checksum: None,
+                    keep_git_dir: None,
                     unpack: None,
                 };
                 let (action, text) = copy::evaluate(&written, from, &state.workdir(), words)?;
@@ -182,6 +183,7 @@ impl Evaluation<'_> {
                     parents: false,
                     link: written.link,
                     checksum: written.checksum.as_ref(),
+                    keep_git_dir: written.keep_git_dir,
                     unpack: written.unpack,
                 };
                 let (action, text) = copy::evaluate(&written, CopyFrom::Context, &state.workdir(), words)?;

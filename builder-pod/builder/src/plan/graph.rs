@@ -38,7 +38,7 @@ impl Scope<'_> {
         let wished = familiar(name);
         let (name, context) = self.contexts.iter().find(|(name, _)| familiar(name) == wished)?;
         Some(match context {
-            NamedContext::Directory(_) => Source::Context(name.clone()),
+            NamedContext::Directory(_) | NamedContext::Git(_) => Source::Context(name.clone()),
             NamedContext::Image(reference) => Source::Image(reference.clone()),
         })
     }

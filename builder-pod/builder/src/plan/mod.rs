@@ -16,6 +16,7 @@ mod support;
 mod target;
 mod types;
 
+pub use copy::git_context;
 pub use env::Env;
 pub use outline::{ImageUse, Outline, Target, Triggers};
 pub use target::normalize as normalize_platform;

@@ -7,7 +7,7 @@ use kiln_contract::journal::{MAX_STEPS, PlannedStep};
 use kiln_contract::reason::{DOCKERFILE_INVALID, INVALID_SPEC, NOT_SUPPORTED};
 use kiln_contract::request::NamedContext;
 use kiln_dockerfile::platform::{is_global_arg, is_proxy_arg};
-use kiln_dockerfile::{Dockerfile, Instruction, InstructionKind};
+use kiln_dockerfile::{Dockerfile, Instruction, InstructionKind, Stage};
 
 use super::env::Words;
 use super::graph::{self, Node, Scope, Source};
@@ -277,6 +277,24 @@ pub(super) fn of_trigger(mut error: PlanError, trigger: &Instruction) -> PlanErr
     error
 }
 
+/// A stage whose time is asked for may only fetch a source.
+fn of_source_stage(stage: &Stage, name: &str) -> PlanError {
+    let line = stage.lines.first;
+    let other = stage.instructions.iter().find(|i| !matches!(i.kind, InstructionKind::Add(_)));
+    let problem = match other {
+        _ if stage.base != "scratch" => format!("it is FROM {}", stage.base),
+        Some(other) => format!("it has a {}", other.name()),
+        None => {
+            let what = format!("SOURCE_DATE_EPOCH={name} (the time of a source)");
+            return support::refusal(&what, line);
+        }
+    };
+    let message = format!(
+        "SOURCE_DATE_EPOCH={name}: the stage must be FROM scratch and have nothing but an ADD of a URL or git repository; {problem}"
+    );
+    PlanError::new(DOCKERFILE_INVALID, line, message)
+}
+
 /// `SOURCE_DATE_EPOCH` of the request, or of the Dockerfile's global scope.
 fn epoch(file: &Dockerfile, argument: Option<&str>, globals: &Env) -> Result<Option<i64>, PlanError> {
     let Some(text) = argument.or_else(|| globals.get("SOURCE_DATE_EPOCH")).filter(|text| !text.is_empty())
@@ -285,11 +303,12 @@ fn epoch(file: &Dockerfile, argument: Option<&str>, globals: &Env) -> Result<Opt
     };
     // The year 9999 is the last that RFC 3339 can write.
     let seconds = text.parse::<i64>().ok().filter(|seconds| (0..=253_402_300_799).contains(seconds));
-    let names_a_stage =
-        text == "context" || file.stages.iter().any(|stage| stage.name.as_deref() == Some(text));
-    if names_a_stage {
-        let what = format!("SOURCE_DATE_EPOCH={text} (the time of a source)");
-        return Err(PlanError { line: None, ..support::refusal(&what, 0) });
+    if text == "context" {
+        // The time of the build context: files that somebody hands in have none (BuildKit).
+        return Ok(None);
+    }
+    if let Some(stage) = file.stages.iter().find(|stage| stage.name.as_deref() == Some(text)) {
+        return Err(of_source_stage(stage, text));
     }
     seconds.map(Some).ok_or_else(|| {
         PlanError::new(

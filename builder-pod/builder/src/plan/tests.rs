@@ -363,7 +363,6 @@ fn what_is_not_implemented_is_refused_by_name_with_its_line() {
         ("RUN --mount=type=cache,target=/x true", "RUN --mount"),
         ("RUN --network=host true", "RUN --network=host"),
         ("RUN --security=insecure true", "RUN --security=insecure"),
-        ("ADD git@h:r.git /z", "git@h:r.git"),
     ] {
         let (reason, at, message) = refused(&format!("FROM a\n{line}\n"));
         assert_eq!((reason, at), (reason::NOT_SUPPORTED, Some(2)), "{line}: {message}");
@@ -394,6 +393,8 @@ fn what_can_not_be_is_refused_with_its_line() {
         ("FROM a\nSTOPSIGNAL NOPE\n", Some(2), "NOPE"),
         ("FROM a\nCOPY --chmod=888 a b\n", Some(2), "888"),
         ("FROM a\nCOPY --chmod=u+q a b\n", Some(2), "u+q"),
+        ("FROM a\nADD --checksum=sha256:00 git@h:r b", Some(2), "hexadecimal"),
+        ("FROM a\nADD https://h/r.git?tag=a&branch=b b", Some(2), "not both"),
         ("FROM a\nADD --checksum=sha256:00 https://x/a b", Some(2), "64 hexadecimal digits"),
         (
             "FROM a\nADD --checksum=sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa a b",

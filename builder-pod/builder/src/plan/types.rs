@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use kiln_contract::call::GitSource;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_INSTRUCTION, PlannedStep};
 use kiln_contract::text::{printable, truncate};
@@ -184,6 +185,13 @@ pub enum Item {
         name: String,
         /// `sha256:…` that it must have.
         checksum: Option<String>,
+    },
+    /// Files of a git repository.
+    Git {
+        /// Which.
+        source: GitSource,
+        /// `--exclude`.
+        excludes: Vec<String>,
     },
 }
 

@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_dockerfile::IgnoreFile;
 use kiln_dockerfile::ignore::Matched;
 
 use super::Root;
 use crate::engine::{EngineError, EngineErrorKind, Selection};
-use crate::solve::Context;
+use crate::solve::{Checkout, Context};
 use crate::tree::{Ignored, write_context};
 
 /// The build context and the named ones that are directories.
@@ -23,8 +23,25 @@ pub(super) struct LocalContexts {
 /// A directory and its ignore file.
 #[derive(Debug)]
 pub(super) struct Directory {
-    pub root: Root,
+    pub root: Place,
     pub ignore: IgnoreFile,
+}
+
+/// Where a directory is.
+#[derive(Debug)]
+pub(super) enum Place {
+    Opened(Root),
+    /// Its files go in the end.
+    CheckedOut(Checkout),
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Opened(root) => root.as_fd(),
+            Self::CheckedOut(checkout) => checkout.root(),
+        }
+    }
 }
 
 impl LocalContexts {

@@ -24,7 +24,7 @@ use crate::plan::{ImageUse, Outline, Plan, Target};
 use crate::solve::failure::{Halt, internal, of_engine, of_plan};
 use crate::solve::log::{Entry, Log};
 use crate::solve::{Pack, Wishes, World, resolve, solve};
-use context::{Directory, LocalContexts};
+use context::{Directory, LocalContexts, Place};
 use timer::Timer;
 
 pub use human::Human;
@@ -118,12 +118,12 @@ impl Build<'_> {
         let outline = Outline::new(&file, file.syntax.as_deref(), target)
             .map_err(|error| of_plan(&error, &request.dockerfile))?;
         let ignore = source::ignore(&context, &request.dockerfile)?;
-        let named = source::named(&request.contexts)?;
         let engine =
             (self.start_engine)(self.work_dir, request.isolation).map_err(|e| of_engine(&e, None))?;
         let isolation = request.isolation.as_str().to_owned();
         self.courier.event(Event::BuilderStarted { isolation })?;
         self.courier.event(Event::Planned { steps: outline.planned() })?;
+        let named = source::named(&request.contexts, self.courier, self.work_dir)?;
         let named_step = |outline: &Outline<'_>, halt, log: &mut dyn Log| self.name_step(outline, halt, log);
         let mut images = self.resolve(outline.images()).map_err(|halt| named_step(&outline, halt, log))?;
         let mut outline = outline;
@@ -144,7 +144,7 @@ impl Build<'_> {
         for name in &plan.unused_args {
             log.entry(Entry::Warning { text: &format!("build argument {name} is not used: no ARG {name}") });
         }
-        let contexts = LocalContexts::new(Directory { root: context, ignore }, named);
+        let contexts = LocalContexts::new(Directory { root: Place::Opened(context), ignore }, named);
         self.solve(&plan, &*engine, &contexts, log)
     }
 

@@ -16,8 +16,10 @@ use kiln_dockerfile::IgnoreFile;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::Root;
-use super::context::Directory;
-use crate::solve::failure::internal;
+use super::context::{Directory, Place};
+use crate::courier::Courier;
+use crate::solve::Checkout;
+use crate::solve::failure::{Halt, internal};
 
 /// Bytes of a Dockerfile or an ignore file at most: generated ones reach tens of KiB; more is a mistake.
 const MAX_FILE: u64 = 1 << 20;
@@ -148,20 +150,33 @@ pub(super) fn dockerfile(context: &Root, path: &str) -> Result<Vec<u8>, Box<Fail
     }
 }
 
-/// The named contexts that are directories, each with its own ignore file.
+/// The named contexts that are not images: directories, each with its own ignore file, and repositories, which are checked
+/// out into `work_dir`.
 pub(super) fn named(
     contexts: &BTreeMap<String, NamedContext>,
-) -> Result<BTreeMap<String, Directory>, Box<Failure>> {
+    courier: &dyn Courier,
+    work_dir: &Path,
+) -> Result<BTreeMap<String, Directory>, Halt> {
     let mut opened = BTreeMap::new();
-    for (name, context) in contexts {
-        let NamedContext::Directory(path) = context else { continue };
+    for (number, (name, context)) in contexts.iter().enumerate() {
+        let path = match context {
+            NamedContext::Image(_) => continue,
+            NamedContext::Git(source) => {
+                let checkout = Checkout::fetch(courier, source, work_dir, &format!("context{number}"))?;
+                let root = Place::CheckedOut(checkout);
+                let directory = Directory { root, ignore: IgnoreFile::default() };
+                opened.insert(name.clone(), directory);
+                continue;
+            }
+            NamedContext::Directory(path) => path,
+        };
         let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, path, directory, Mode::empty()).map_err(|e| {
             let message = format!("the context {name} ({path}) can't be opened: {e}");
             Box::new(Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, message))
         })?;
         let ignore = ignore(&root, "")?;
-        opened.insert(name.clone(), Directory { root, ignore });
+        opened.insert(name.clone(), Directory { root: Place::Opened(root), ignore });
     }
     Ok(opened)
 }

@@ -72,7 +72,7 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
             .map(|done| Reply::Committed { digest: done.digest, references: done.references }),
         Call::Event { event } => done(courier.event(event)),
         Call::Fail { failure } => done(courier.fail(&failure)),
-        Call::ReadBlob { .. } | Call::PutBlob { .. } | Call::Fetch { .. } => {
+        Call::ReadBlob { .. } | Call::PutBlob { .. } | Call::Fetch { .. } | Call::FetchGit { .. } => {
             panic!("these carry a descriptor")
         }
     };

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
-use kiln_contract::call::Stored;
+use kiln_contract::call::{GitSource, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::{Descriptor, FailureClass, reason};
 use serde_json::{Value, json};
@@ -197,6 +197,11 @@ impl Courier for FakeCourier {
         self.note("fetch", &format!("{url} {checksum:?}"))?;
         rustix::io::write(file, url.as_bytes()).unwrap();
         Ok(Fetched { size: url.len() as u64, digest: id(url), modified: Some(7) })
+    }
+
+    fn fetch_git(&self, source: &GitSource, _file: BorrowedFd<'_>) -> Result<String, CourierError> {
+        self.note("fetch_git", &source.remote)?;
+        Ok("0".repeat(40))
     }
 
     fn put_blob(&self, blob: &Descriptor, file: BorrowedFd<'_>) -> Result<Stored, CourierError> {

@@ -2,6 +2,7 @@
 //! one after another.
 
 mod bases;
+mod checkout;
 pub mod failure;
 pub mod log;
 mod publish;
@@ -30,6 +31,7 @@ use publish::Publisher;
 use shared::Shared;
 use step::Steps;
 
+pub use checkout::Checkout;
 pub use resolve::resolve;
 
 /// The build context.

@@ -5,18 +5,20 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;
 
+use kiln_contract::call::GitSource;
 use kiln_contract::journal::Event;
 use kiln_contract::{Failure, FailureClass, reason};
 use sha2::{Digest, Sha256};
 
 use super::bases::Bases;
+use super::checkout::Checkout;
 use super::failure::{Halt, internal, of_engine};
 use super::log::{Entry, Log};
 use super::publish::{Job, spool_file};
 use super::shared::Shared;
 use super::{Wishes, World, short};
 use crate::engine::Step as Command;
-use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, View};
+use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
 use crate::plan::{Action, Base, CopyFrom, Item, Op, Plan, Stage};
 use crate::tree;
 
@@ -202,7 +204,7 @@ impl<'a> Steps<'a> {
                     to.unpack = match item {
                         Item::Files(_) => unpack.unwrap_or(true),
                         Item::Url { .. } => unpack.unwrap_or(false),
-                        Item::Inline(_) => false,
+                        Item::Inline(_) | Item::Git { .. } => false,
                     };
                     self.item(&view, &to, *from, item).map_err(|halt| halt.into_halt(&op.action))?;
                 }
@@ -229,6 +231,9 @@ impl<'a> Steps<'a> {
             }
             Item::Url { url, name, checksum } => {
                 return self.download(view, to, url, name, checksum.as_deref());
+            }
+            Item::Git { source, excludes } => {
+                return self.repository(view, to, source, excludes);
             }
             Item::Files(what) => what,
         };
@@ -270,6 +275,21 @@ impl<'a> Steps<'a> {
         Ok(self.copy_stream(view, to, move |out| {
             Ok(tree::write_file(name, 0o600, mtime, fetched.size, &mut file, File::from(out))?)
         })?)
+    }
+
+    /// The courier checks out; here the files lie in a directory of ours while they are copied.
+    fn repository(
+        &self,
+        view: &View,
+        to: &Destination,
+        source: &GitSource,
+        excludes: &[String],
+    ) -> Result<(), CopyFault> {
+        let checkout = Checkout::fetch(self.shared.courier, source, self.world.spool, "checkout")?;
+        let what = Selection { sources: vec![".".to_owned()], excludes: excludes.to_vec(), parents: false };
+        let all = |_: &str, _: bool| tree::Ignored::No;
+        let root = checkout.root();
+        Ok(self.copy_stream(view, to, |out| Ok(tree::write_context(root, &what, &all, File::from(out))?))?)
     }
 
     fn command(&self, command: &Command, log: &mut dyn Log) -> Result<Exit, CommandFault> {

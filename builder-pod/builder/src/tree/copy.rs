@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::FileType;
 
 use super::apply::{Applier, MakeParents};
+use super::archive::unpack_into;
 use super::at::{self, Meta};
 use super::events::{Content, Event, Sink as _};
 use super::pattern::Patterns;
@@ -73,6 +74,16 @@ pub fn write_context(
         Walker::new(&mut writer, &excludes, Some(ignore), root).source(source)?;
     }
     writer.finish()
+}
+
+/// Unpacks a tar of ours into the empty directory `root`: what another of our processes sent.
+///
+/// # Errors
+/// As for an archive that is added.
+pub fn unpack_plain(root: BorrowedFd<'_>, tar: File) -> Result<(), TreeError> {
+    let to =
+        Destination { path: "/".to_owned(), sources: 1, owner: None, mode: None, unpack: true, link: false };
+    unpack_into(root, &to, tar)
 }
 
 /// Writes a file whose content is at hand as a stream for [`copy_stream`]: 0644, of 0:0.
