@@ -1,11 +1,13 @@
 //! The corpus of BuildKit's own answers (`../shared/conformance`, or `KILN_CONFORMANCE`): what parses and what does not and
 //! on which lines, expansion, ignore files, references to git. The data is not part of this repository; without it the tests say so.
 
+mod as_corpus;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use kiln_dockerfile::expand::{ExpandOptions, Expander};
-use kiln_dockerfile::git::GitTime;
+use kiln_dockerfile::ignore::Matched;
 use kiln_dockerfile::{Dockerfile, GitRef, IgnoreFile};
 use serde_json::Value;
 
@@ -43,8 +45,12 @@ fn judge(name: &str, cases: usize, faults: &[String]) {
         let case = fault.split([':', ' ']).next().unwrap_or_default();
         listed.iter().any(|name| name == case)
     };
-    let (skipped, faults): (Vec<&String>, Vec<&String>) = faults.iter().partition(is_listed);
-    let (failed, skipped) = (faults.len(), skipped.len());
+    let (listed, faults): (Vec<&String>, Vec<&String>) = faults.iter().partition(is_listed);
+    let count = |faults: &[&String]| {
+        let cases = faults.iter().map(|fault| fault.split([':', ' ']).next().unwrap_or_default());
+        cases.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let (failed, skipped) = (count(&faults), count(&listed));
     println!("{name}: {} passed, {failed} failed, {skipped} skipped", cases - failed - skipped);
     assert!(faults.is_empty(), "{name}: {failed} of {cases} cases differ\n{faults:#?}");
 }
@@ -67,7 +73,27 @@ fn parser() {
         let expected = read(&entry.path().join("expected.json"));
         let wanted =
             if expected["parse"]["ok"] == true { &expected["instructions"] } else { &expected["parse"] };
-        let found = Dockerfile::parse(&std::fs::read(&source).unwrap());
+        let bytes = std::fs::read(&source).unwrap();
+        if let (true, Ok(syntax)) = (expected["parse"]["ok"] == true, kiln_dockerfile::parse::parse(&bytes)) {
+            let (tree, wanted) = (as_corpus::syntax(&syntax), &expected["parse"]);
+            for part in ["escape", "directives"] {
+                differ(
+                    &format!("{name}: {part}"),
+                    vec![wanted[part].clone()],
+                    vec![tree[part].clone()],
+                    &mut faults,
+                );
+            }
+            let named = kiln_dockerfile::directives::detect_syntax(&bytes);
+            differ(
+                &format!("{name}: syntax"),
+                vec![wanted["syntax"].clone()],
+                vec![named.into()],
+                &mut faults,
+            );
+            differ(&format!("{name}: nodes"), list(&wanted["nodes"]), list(&tree["nodes"]), &mut faults);
+        }
+        let found = Dockerfile::parse(&bytes);
         match (wanted["ok"] == true, found) {
             (true, Ok(file)) => compare(&name, wanted, &file, &mut faults),
             (true, Err(e)) => faults.push(format!("{name}: should parse, found {e} on {}", e.lines)),
@@ -86,37 +112,34 @@ fn parser() {
     judge("parser", cases, &faults);
 }
 
-/// Stages, their names and platforms, and each instruction's name and lines.
+/// Every value of every instruction; error texts are our own.
 fn compare(name: &str, wanted: &Value, file: &Dockerfile, faults: &mut Vec<String>) {
-    let found: Vec<Value> = file
-        .stages
-        .iter()
-        .map(|stage| {
-            let commands: Vec<Value> = stage
-                .instructions
-                .iter()
-                .map(|i| serde_json::json!([i.name().to_lowercase(), i.lines.first, i.lines.last]))
-                .collect();
-            serde_json::json!([stage.base, stage.name, stage.platform, stage.lines.first, commands])
-        })
-        .collect();
-    let empty = Vec::new();
-    let expected: Vec<Value> = wanted["stages"]
-        .as_array()
-        .unwrap_or(&empty)
-        .iter()
-        .map(|stage| {
-            let commands: Vec<Value> = stage["commands"]
-                .as_array()
-                .unwrap_or(&empty)
-                .iter()
-                .map(|c| serde_json::json!([c["name"], c["lines"][0], c["lines"][1]]))
-                .collect();
-            serde_json::json!([stage["base"], stage["name"], stage["platform"], stage["lines"][0], commands])
-        })
-        .collect();
-    if found != expected {
-        faults.push(format!("{name}:\n  expected {expected:?}\n  found    {found:?}"));
+    let (meta, stages) = as_corpus::file(file);
+    let mut expected = wanted["stages"].clone();
+    let commands = expected.as_array_mut().into_iter().flatten();
+    for command in commands.filter_map(|stage| stage["commands"].as_array_mut()).flatten() {
+        if !command["mounts_error"].is_null() {
+            command["mounts_error"] = true.into();
+        }
+    }
+    differ(&format!("{name}: global arguments"), list(&wanted["meta_args"]), list(&meta), faults);
+    differ(&format!("{name}: stages"), list(&expected), list(&stages), faults);
+}
+
+fn list(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
+}
+
+/// The first pair that differs: a whole file would be too much to read.
+fn differ(what: &str, expected: Vec<Value>, found: Vec<Value>, faults: &mut Vec<String>) {
+    if expected.len() != found.len() {
+        faults.push(format!("{what}: expected {}, found {}", expected.len(), found.len()));
+    }
+    for (expected, found) in expected.into_iter().zip(found).filter(|(a, b)| a != b).take(1) {
+        match (expected["commands"].as_array(), found["commands"].as_array()) {
+            (Some(a), Some(b)) if a != b => differ(what, a.clone(), b.clone(), faults),
+            _ => faults.push(format!("{what}:\n  expected {expected}\n  found    {found}")),
+        }
     }
 }
 
@@ -160,6 +183,16 @@ fn shell() {
     judge("shell", vectors.len(), &faults);
 }
 
+/// What a walk from the root says of a path: what matched a directory is handed down.
+fn walk(file: &IgnoreFile, path: &str) -> bool {
+    let mut above = Matched::default();
+    let mut excluded = false;
+    for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
+        (excluded, above) = file.walk(&path[..at], &above);
+    }
+    excluded
+}
+
 #[test]
 fn dockerignore() {
     let Some(path) = corpus("dockerignore/vectors.json") else { return };
@@ -175,10 +208,19 @@ fn dockerignore() {
             (Ok(_), false) => Some("should be refused".to_owned()),
             (Ok(file), true) => {
                 let paths = case["paths"].as_array().into_iter().flatten().filter_map(Value::as_str);
-                let excluded: Vec<&str> = paths.filter(|p| file.matches(p)).collect();
-                (serde_json::json!(excluded) != expect["excluded"]
-                    && !(excluded.is_empty() && expect["excluded"].is_null()))
-                .then(|| format!("found {excluded:?}"))
+                let paths: Vec<&str> = paths.collect();
+                let alone: Vec<&str> = paths.iter().copied().filter(|p| file.matches(p)).collect();
+                let walked: Vec<&str> = paths.iter().copied().filter(|p| walk(file, p)).collect();
+                let by_walk = if expect["excluded_by_walk"].is_null() {
+                    list(&expect["excluded"])
+                } else {
+                    list(&expect["excluded_by_walk"])
+                };
+                let found =
+                    [serde_json::json!(alone), serde_json::json!(walked), serde_json::json!(file.patterns())];
+                let wanted = [list(&expect["excluded"]), by_walk, list(&expect["patterns"])];
+                let same = found.iter().zip(&wanted).all(|(found, wanted)| list(found) == *wanted);
+                (!same).then(|| format!("found {found:?}"))
             }
         };
         if let Some(problem) = problem {
@@ -200,27 +242,11 @@ fn gitref() {
         let same = match &found {
             Err(_) => case["fatal"] == true,
             Ok(None) => case["git"] == false && case["fatal"] != true,
-            Ok(Some(found)) => case["git"] == true && as_corpus(found) == case["parsed"],
+            Ok(Some(found)) => case["git"] == true && as_corpus::git(found) == case["parsed"],
         };
         if !same {
             faults.push(format!("{}: {text:?}: expected {case}, found {found:?}", case_name(case)));
         }
     }
     judge("gitref", vectors.len(), &faults);
-}
-
-/// A reference as the corpus writes it: what is not asked for is absent.
-fn as_corpus(found: &GitRef) -> Value {
-    let mtime = found.mtime.map(|time| match time {
-        GitTime::Checkout => "checkout",
-        GitTime::Commit => "commit",
-    });
-    let all = serde_json::json!({
-        "remote": found.remote, "short_name": found.short_name, "ref": found.reference, "subdir": found.subdir,
-        "checksum": found.checksum, "keep_git_dir": found.keep_git_dir, "submodules": found.submodules,
-        "mtime": mtime, "fetch_by_commit": found.fetch_by_commit.then_some(true),
-        "unencrypted": found.unencrypted.then_some(true), "local_lookalike": found.local_lookalike.then_some(true),
-    });
-    let set = all.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
-    Value::Object(set.map(|(name, value)| (name.clone(), value.clone())).collect())
 }
