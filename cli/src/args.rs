@@ -34,6 +34,10 @@ pub struct BuildArgs {
     /// Stage to build [default: the last one].
     #[arg(long, value_name = "STAGE")]
     pub target: Option<String>,
+    /// What to build for, as os/arch[/variant] [default: this machine]. Commands of another platform run only where the
+    /// machine emulates it.
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
     /// Build argument; without a value, that of the environment variable of this name.
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub build_args: Vec<String>,

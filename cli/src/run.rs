@@ -139,7 +139,7 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         args: build_args(&args.build_args),
         labels: pairs(&args.labels)?,
         contexts: contexts(&args.build_contexts)?,
-        platform: format!("linux/{}", architecture()),
+        platform: args.platform.clone().unwrap_or_else(|| format!("linux/{}", architecture())),
         output: output(args, work)?,
         isolation,
         timeout_seconds: args.timeout,

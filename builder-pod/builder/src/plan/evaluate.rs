@@ -48,7 +48,7 @@ pub(super) fn plan(outline: &Outline<'_>, resolved: &[ResolvedImage]) -> Result<
     let mut evaluation = Evaluation { outline, places: Vec::new(), images: Vec::new(), states: Vec::new() };
     for (image, used) in resolved.iter().zip(outline.images()) {
         evaluation
-            .add_image(image)
+            .add_image(image, &used.platform)
             .map_err(|e| PlanError { line: Some(used.line), ..at_step(e, used.step) })?;
     }
     for place in 0..outline.order.len() {
@@ -60,12 +60,12 @@ pub(super) fn plan(outline: &Outline<'_>, resolved: &[ResolvedImage]) -> Result<
 
 impl Evaluation<'_> {
     /// Takes in an image; two references to one manifest are one image.
-    fn add_image(&mut self, resolved: &ResolvedImage) -> Result<(), PlanError> {
+    fn add_image(&mut self, resolved: &ResolvedImage, platform: &str) -> Result<(), PlanError> {
         if let Some(place) = self.images.iter().position(|image| image.resolved.pinned == resolved.pinned) {
             self.places.push(place);
             return Ok(());
         }
-        let image = Image::from_base(resolved, &self.outline.platform)
+        let image = Image::from_base(resolved, platform)
             .map_err(|e| PlanError::new(BASE_IMAGE_INVALID, None, e.to_string()))?;
         self.places.push(self.images.len());
         self.images.push(BaseImage {
@@ -76,8 +76,14 @@ impl Evaluation<'_> {
         Ok(())
     }
 
+    /// An image that files are copied from.
     fn image(&self, reference: &str) -> Option<usize> {
-        let at = self.outline.images().iter().position(|image| image.reference == reference)?;
+        self.image_for(reference, &self.outline.platform)
+    }
+
+    fn image_for(&self, reference: &str, platform: &str) -> Option<usize> {
+        let wished = |image: &super::ImageUse| image.reference == reference && image.platform == platform;
+        let at = self.outline.images().iter().position(wished)?;
         self.places.get(at).copied()
     }
 
@@ -92,7 +98,10 @@ impl Evaluation<'_> {
             // A directory is copied onto nothing.
             Source::Scratch | Source::Context(_) => Base::Scratch,
             Source::Stage(stage) => Base::Stage(self.place(*stage).ok_or_else(missing)?),
-            Source::Image(reference) => Base::Image(self.image(reference).ok_or_else(missing)?),
+            Source::Image(reference) => {
+                let image = self.image_for(reference, &self.outline.platforms[place]);
+                Base::Image(image.ok_or_else(missing)?)
+            }
         })
     }
 
@@ -100,16 +109,17 @@ impl Evaluation<'_> {
         let file = self.outline.file;
         let written = &file.stages[self.outline.order[place].stage];
         let (start, line) = (self.outline.starts[place], written.lines.first);
+        let platform = &self.outline.platforms[place];
         let fresh = |image: Image| {
             let mut env = Env::default();
             env.extend_pairs(image.config.env.iter().flatten());
             State { image, env, args: Vec::new(), own_cmd: false, ops: Vec::new() }
         };
         let mut state = match self.base(place)? {
-            Base::Scratch => fresh(Image::scratch(&self.outline.platform)),
+            Base::Scratch => fresh(Image::scratch(platform)),
             Base::Stage(parent) => State { own_cmd: false, ops: Vec::new(), ..self.states[parent].clone() },
             Base::Image(image) => fresh(
-                Image::from_base(&self.images[image].resolved, &self.outline.platform)
+                Image::from_base(&self.images[image].resolved, platform)
                     .map_err(|e| at_step(PlanError::new(BASE_IMAGE_INVALID, line, e.to_string()), start))?,
             ),
         };

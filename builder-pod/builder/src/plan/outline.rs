@@ -17,8 +17,10 @@ use crate::image::Image;
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
-    /// `os/arch[/variant]`: the platform of this machine.
+    /// `os/arch[/variant]`: what is built for, where FROM says nothing else.
     pub platform: &'a str,
+    /// `os/arch[/variant]`: what this machine is.
+    pub machine: &'a str,
     /// The stage to build; the last one when absent.
     pub stage: Option<&'a str>,
     /// Build arguments.
@@ -35,6 +37,8 @@ pub type Triggers = BTreeMap<String, Vec<String>>;
 pub struct ImageUse {
     /// As the Dockerfile has it, expanded.
     pub reference: String,
+    /// `os/arch[/variant]`.
+    pub platform: String,
     /// The first step that uses it.
     pub step: u32,
     /// That step's line.
@@ -52,6 +56,8 @@ pub struct Outline<'a> {
     pub(super) order: Vec<Node>,
     /// Number of the FROM of each stage in `order`.
     pub(super) starts: Vec<u32>,
+    /// Platform of each stage in `order`.
+    pub(super) platforms: Vec<String>,
     pub(super) epoch: Option<i64>,
     steps: Vec<Step>,
     images: Vec<ImageUse>,
@@ -91,7 +97,8 @@ impl<'a> Outline<'a> {
         })?;
         let last = graph::target(file, wished.stage)?;
         let stage = file.stages[last].name.as_deref().unwrap_or("default");
-        let mut globals = target::platform_args(&platform, stage, wished.args);
+        let machine = normalize_platform(wished.machine).unwrap_or_else(|| platform.clone());
+        let mut globals = target::platform_args(&machine, &platform, stage, wished.args);
         for meta in &file.meta_args {
             let line = meta.lines.first;
             for arg in &meta.args {
@@ -114,6 +121,7 @@ impl<'a> Outline<'a> {
             globals,
             order,
             starts: Vec::new(),
+            platforms: Vec::new(),
             epoch,
             steps: Vec::new(),
             images: Vec::new(),
@@ -133,11 +141,13 @@ impl<'a> Outline<'a> {
             let name = graph::stage_name(file, node.stage);
             let start = self.push(&name, stage.lines.first, &stage.original);
             self.starts.push(start);
-            self.check_platform(stage.platform.as_deref(), stage.lines.first)
+            let platform = self
+                .stage_platform(stage.platform.as_deref(), &node, stage.lines.first)
                 .map_err(|e| at_step(e, start))?;
             if let Source::Image(reference) = &node.base {
-                self.need(reference, start, stage.lines.first);
+                self.need_for(reference, &platform, start, stage.lines.first);
             }
+            self.platforms.push(platform);
             let triggers = node.triggers.iter().map(|instruction| (instruction, true));
             for (instruction, triggered) in triggers.chain(stage.instructions.iter().map(|i| (i, false))) {
                 let line = instruction.lines.first;
@@ -195,31 +205,37 @@ impl<'a> Outline<'a> {
     }
 
     fn need(&mut self, reference: &str, step: u32, line: u32) {
-        if self.images.iter().all(|image| image.reference != reference) {
-            self.images.push(ImageUse { reference: reference.to_owned(), step, line });
+        let platform = self.platform.clone();
+        self.need_for(reference, &platform, step, line);
+    }
+
+    fn need_for(&mut self, reference: &str, platform: &str, step: u32, line: u32) {
+        let known = |image: &ImageUse| image.reference == reference && image.platform == platform;
+        if !self.images.iter().any(known) {
+            let (reference, platform) = (reference.to_owned(), platform.to_owned());
+            self.images.push(ImageUse { reference, platform, step, line });
         }
     }
 
-    fn check_platform(&self, written: Option<&str>, line: u32) -> Result<(), PlanError> {
-        let Some(written) = written else { return Ok(()) };
-        let wished = Words { env: &self.globals, escape: self.file.escape, line }.one(written)?;
-        match normalize_platform(&wished) {
-            _ if wished.is_empty() => Ok(()),
-            None => Err(PlanError::new(
+    /// What a stage is built for: as its FROM says, else as the stage that it starts from, else as was asked for.
+    fn stage_platform(&self, written: Option<&str>, node: &Node, line: u32) -> Result<String, PlanError> {
+        let words = Words { env: &self.globals, escape: self.file.escape, line };
+        let wished = words.maybe(written.map(str::to_owned).as_ref())?.filter(|wished| !wished.is_empty());
+        let Some(wished) = wished else {
+            let parent = match node.base {
+                Source::Stage(stage) => self.order.iter().position(|node| node.stage == stage),
+                _ => None,
+            };
+            let inherited = parent.and_then(|place| self.platforms.get(place));
+            return Ok(inherited.unwrap_or(&self.platform).clone());
+        };
+        normalize_platform(&wished).ok_or_else(|| {
+            PlanError::new(
                 DOCKERFILE_INVALID,
                 line,
                 format!("FROM --platform={wished}: expected os/arch[/variant], such as linux/amd64"),
-            )),
-            Some(platform) if platform == self.platform => Ok(()),
-            Some(platform) => Err(PlanError::new(
-                NOT_SUPPORTED,
-                line,
-                format!(
-                    "FROM --platform={platform}: this build is for {}, and another platform is not supported by this version of Kiln",
-                    self.platform
-                ),
-            )),
-        }
+            )
+        })
     }
 
     /// All steps, in order of execution.

@@ -49,7 +49,8 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
         ("dir".to_owned(), NamedContext::Directory("/d".to_owned())),
         ("other".to_owned(), NamedContext::Image("conf".to_owned())),
     ]);
-    let target = Target { platform: "linux/amd64", stage, args: &args, contexts: &contexts };
+    let target =
+        Target { platform: "linux/amd64", machine: "linux/amd64", stage, args: &args, contexts: &contexts };
     let images = |outline: &Outline<'_>| -> Vec<ResolvedImage> {
         outline.images().iter().map(|image| resolve(&image.reference)).collect()
     };
@@ -339,6 +340,28 @@ fn triggers_of_a_base_are_steps() {
 }
 
 #[test]
+fn a_stage_may_be_of_another_platform() {
+    let text = "FROM --platform=linux/arm64/v8 a AS x\nFROM x\nCOPY --from=a / /x\n";
+    let file = Dockerfile::parse(text.as_bytes()).unwrap();
+    let (args, contexts) = (BTreeMap::new(), BTreeMap::new());
+    let target = Target {
+        platform: "linux/amd64",
+        machine: "linux/amd64",
+        stage: None,
+        args: &args,
+        contexts: &contexts,
+    };
+    let outline = Outline::new(&file, None, target).unwrap();
+    let images: Vec<_> =
+        outline.images().iter().map(|i| (i.reference.as_str(), i.platform.as_str())).collect();
+    assert_eq!(images, [("a", "linux/arm64"), ("a", "linux/amd64")]);
+    let plan = plan("FROM --platform=linux/arm64 scratch AS x\nFROM x\nCOPY a b\n");
+    let text = plan.stages[1].image.finish(&[], &BTreeMap::new(), &|_| "t".into(), "t");
+    let config: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(config["architecture"], "arm64");
+}
+
+#[test]
 fn named_contexts_go_before_stages_and_images() {
     let plan = plan(
         "FROM dir AS d\nFROM a AS other\nRUN false\nFROM docker.io/library/other:latest\nCOPY --from=1 x y\nCOPY --from=dir . /\n",
@@ -368,8 +391,6 @@ fn what_is_not_implemented_is_refused_by_name_with_its_line() {
         assert_eq!((reason, at), (reason::NOT_SUPPORTED, Some(2)), "{line}: {message}");
         assert!(message.contains(word), "{line}: {message}");
     }
-    let (reason, at, _) = refused("FROM --platform=linux/arm64 a\n");
-    assert_eq!((reason, at), (reason::NOT_SUPPORTED, Some(1)));
     assert_eq!(refused("# syntax=other/frontend\nFROM a\n").0, reason::NOT_SUPPORTED);
     // Not in a stage that nobody needs, and not what says the default.
     plan(

@@ -109,8 +109,10 @@ impl Build<'_> {
         };
         self.source_text = Some(String::from_utf8_lossy(&bytes).into_owned());
         let file = self.parse(&bytes)?;
+        let machine = format!("linux/{}", std::env::consts::ARCH);
         let target = Target {
             platform: &request.platform,
+            machine: &machine,
             stage: request.target.as_deref(),
             args: &request.args,
             contexts: &request.contexts,
@@ -158,7 +160,7 @@ impl Build<'_> {
     }
 
     fn resolve(&self, images: &[ImageUse]) -> Result<Vec<ResolvedImage>, Halt> {
-        resolve(images, &self.request.platform, &self.request.dockerfile, self.courier)
+        resolve(images, &self.request.dockerfile, self.courier)
     }
 
     /// The images of a fuller outline: those of the first are known.
@@ -168,7 +170,8 @@ impl Build<'_> {
         known: &[ResolvedImage],
         images: &[ImageUse],
     ) -> Result<Vec<ResolvedImage>, Halt> {
-        let place = |image: &ImageUse| first.images().iter().position(|i| i.reference == image.reference);
+        let same = |a: &ImageUse, b: &ImageUse| a.reference == b.reference && a.platform == b.platform;
+        let place = |image: &ImageUse| first.images().iter().position(|known| same(known, image));
         let new: Vec<ImageUse> = images.iter().filter(|image| place(image).is_none()).cloned().collect();
         let mut new = self.resolve(&new)?.into_iter();
         let all = images.iter().filter_map(|image| match place(image) {

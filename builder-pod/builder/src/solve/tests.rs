@@ -23,10 +23,15 @@ struct Rig {
 impl Rig {
     fn build(&mut self, text: &str) -> Result<Committed, Failure> {
         let file = Dockerfile::parse(text.as_bytes()).unwrap();
-        let target =
-            Target { platform: "linux/amd64", stage: None, args: &self.args, contexts: &BTreeMap::new() };
+        let target = Target {
+            platform: "linux/amd64",
+            machine: "linux/amd64",
+            stage: None,
+            args: &self.args,
+            contexts: &BTreeMap::new(),
+        };
         let outline = Outline::new(&file, None, target).unwrap();
-        let images = resolve(outline.images(), "linux/amd64", "Dockerfile", &self.courier)
+        let images = resolve(outline.images(), "Dockerfile", &self.courier)
             .map_err(|halt| halt.into_failure(&self.stop))?;
         let plan = outline.plan(&images).unwrap();
         let dir = tempfile::tempdir().unwrap();
