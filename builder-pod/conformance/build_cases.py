@@ -54,6 +54,10 @@ def arguments(case, out, fixture):
         words += ["--build-context", "%s=%s" % (name, where)]
     for word in options.get("entitlements", []):
         words += ["--allow", word]
+    for host in filter(None, options.get("add-hosts", "").split(",")):
+        words += ["--add-host", host]
+    if "hostname" in options:
+        words += ["--build-arg", "BUILDKIT_SANDBOX_HOSTNAME=" + options["hostname"]]
     if options.get("ssh"):
         words += ["--ssh", "default"]
     for option in ("target", "platform", "network", "shm-size", "ulimit"):
@@ -112,6 +116,8 @@ def one(job):
     os.chmod(out, 0o711)
     try:
         os.umask(0o022)
+        if "cgroup-parent" in case.get("options", {}):
+            return name, None, "a pod's cgroup is the kubelet's to choose"
         if "ssh" in case.get("options", {}) and not shutil.which("ssh-agent"):
             return name, None, "ssh-agent is not installed"
         if case.get("fixtures"):
@@ -128,8 +134,9 @@ def one(job):
             differences, _ = check_case.check_failure(case, failure.get("line"), message)
             if code not in (1, 2) or (code == 2 and not stderr.startswith("kiln:")):
                 differences = ["kiln build ended with exit code %d: %s" % (code, stderr.strip()[-600:])]
-            # What Kiln does not do is no failure that BuildKit's answer could agree with.
-            if failure.get("reason") in ("NotSupported", "InternalError") and not differences:
+            # What Kiln does not do is no failure that BuildKit's answer could agree with, unless that is a refusal, too.
+            refused = "is not allowed" in case["expect"].get("error", {}).get("message", "")
+            if failure.get("reason") in ("NotSupported", "InternalError") and not differences and not refused:
                 differences = ["refused by Kiln: %s" % message]
         return name, differences, failure.get("message", "")
     except subprocess.TimeoutExpired:

@@ -33,6 +33,9 @@ pub struct BuildRequest {
     /// Labels that are added to the image's config.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What steps may have beyond the usual, in BuildKit's words (`network.host`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entitlements: Vec<String>,
     /// Named contexts (`--build-context`): what FROM and `--from` may name beside stages and images.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub contexts: BTreeMap<String, NamedContext>,

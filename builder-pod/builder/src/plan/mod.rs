@@ -16,6 +16,9 @@ mod support;
 mod target;
 mod types;
 
+/// The build argument that names the host that steps see themselves as.
+pub const HOSTNAME_ARG: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+
 pub use copy::git_context;
 pub use env::Env;
 pub use outline::{ImageUse, Outline, Target, Triggers};

@@ -27,6 +27,8 @@ pub struct Target<'a> {
     pub args: &'a BTreeMap<String, String>,
     /// Named contexts.
     pub contexts: &'a BTreeMap<String, NamedContext>,
+    /// What steps may have beyond the usual.
+    pub entitlements: &'a [String],
 }
 
 /// ONBUILD instructions that base images carry, by reference as the Dockerfile has it.
@@ -50,6 +52,7 @@ pub struct ImageUse {
 pub struct Outline<'a> {
     pub(super) file: &'a Dockerfile,
     pub(super) contexts: &'a BTreeMap<String, NamedContext>,
+    entitlements: &'a [String],
     pub(super) args: &'a BTreeMap<String, String>,
     pub(super) platform: String,
     pub(super) globals: Env,
@@ -116,6 +119,7 @@ impl<'a> Outline<'a> {
         let mut outline = Self {
             file,
             contexts: wished.contexts,
+            entitlements: wished.entitlements,
             args: wished.args,
             platform,
             globals,
@@ -154,7 +158,7 @@ impl<'a> Outline<'a> {
                 let number = self.push(&name, line, &instruction.original);
                 let place =
                     |error| at_step(if triggered { of_trigger(error, instruction) } else { error }, number);
-                support::check(instruction).map_err(place)?;
+                support::check(instruction, self.entitlements).map_err(place)?;
                 if let InstructionKind::Copy(copy) = &instruction.kind
                     && let Some(from) = &copy.from
                     && let Source::Image(reference) =

@@ -7,9 +7,9 @@ use kiln_dockerfile::{Instruction, InstructionKind};
 use super::PlanError;
 
 /// Refuses an instruction that this version does not carry out.
-pub(super) fn check(instruction: &Instruction) -> Result<(), PlanError> {
+pub(super) fn check(instruction: &Instruction, entitlements: &[String]) -> Result<(), PlanError> {
     let unsupported = match &instruction.kind {
-        InstructionKind::Run(run) => run_gap(run),
+        InstructionKind::Run(run) => run_gap(run, entitlements),
         _ => None,
     };
     let line = instruction.lines.first;
@@ -35,14 +35,15 @@ pub(super) fn refusal(what: &str, line: u32) -> PlanError {
     PlanError::new(NOT_SUPPORTED, line, format!("{what} is not supported by this version of Kiln"))
 }
 
-fn run_gap(run: &Run) -> Option<String> {
+fn run_gap(run: &Run, entitlements: &[String]) -> Option<String> {
     if !run.mounts.is_empty() {
         return Some("RUN --mount".into());
     }
     if !run.devices.is_empty() {
         return Some("RUN --device".into());
     }
-    if run.network == Network::Host {
+    // Steps share the network of the builder, be it the pod's or the machine's: with leave, it is what they have anyway.
+    if run.network == Network::Host && !entitlements.iter().any(|word| word == "network.host") {
         return Some("RUN --network=host".into());
     }
     if run.security == Security::Insecure {

@@ -49,8 +49,14 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
         ("dir".to_owned(), NamedContext::Directory("/d".to_owned())),
         ("other".to_owned(), NamedContext::Image("conf".to_owned())),
     ]);
-    let target =
-        Target { platform: "linux/amd64", machine: "linux/amd64", stage, args: &args, contexts: &contexts };
+    let target = Target {
+        platform: "linux/amd64",
+        machine: "linux/amd64",
+        stage,
+        args: &args,
+        contexts: &contexts,
+        entitlements: &[],
+    };
     let images = |outline: &Outline<'_>| -> Vec<ResolvedImage> {
         outline.images().iter().map(|image| resolve(&image.reference)).collect()
     };
@@ -350,6 +356,7 @@ fn a_stage_may_be_of_another_platform() {
         stage: None,
         args: &args,
         contexts: &contexts,
+        entitlements: &[],
     };
     let outline = Outline::new(&file, None, target).unwrap();
     let images: Vec<_> =

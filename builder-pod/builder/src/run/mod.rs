@@ -116,6 +116,7 @@ impl Build<'_> {
             stage: request.target.as_deref(),
             args: &request.args,
             contexts: &request.contexts,
+            entitlements: &request.entitlements,
         };
         let outline = Outline::new(&file, file.syntax.as_deref(), target)
             .map_err(|error| of_plan(&error, &request.dockerfile))?;

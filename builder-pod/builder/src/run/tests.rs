@@ -25,6 +25,7 @@ fn request(files: &[(&str, &str)]) -> BuildRequest {
         target: None,
         args: BTreeMap::new(),
         labels: BTreeMap::new(),
+        entitlements: Vec::new(),
         contexts: std::collections::BTreeMap::new(),
         platform: "linux/amd64".into(),
         output: Output::Registry { references: vec!["host/x:1".into()], permit: false },

@@ -32,9 +32,9 @@ const NO_NODES: MountFlags = QUIET.union(MountFlags::NODEV);
 ///
 /// # Errors
 /// [`Stage::Dev`].
-pub fn populate(place: &Place, script: Option<&InlineFile>) -> Result<(), Fault> {
+pub fn populate(place: &Place, script: Option<&InlineFile>, shm_bytes: u64) -> Result<(), Fault> {
     let stage = Stage::Dev;
-    // Sizes as in docker: 64 MiB each, of memory that counts against the pod's limit.
+    // As in docker: 64 MiB, of memory that counts against the pod's limit; so does /dev/shm.
     mount(stage, "tmpfs", link_of(&place.target), MountFlags::NOSUID, "mode=755,size=65536k")?;
     let dev = top_of(stage, place)?;
     for name in DEVICES {
@@ -53,7 +53,8 @@ pub fn populate(place: &Place, script: Option<&InlineFile>) -> Result<(), Fault>
         QUIET,
         "newinstance,ptmxmode=0666,mode=0620,gid=5",
     )?;
-    mount(stage, "tmpfs", link_of(&directory(&dev, "shm")?), NO_NODES, "mode=1777,size=65536k")?;
+    let shm = format!("mode=1777,size={}k", shm_bytes.div_ceil(1024));
+    mount(stage, "tmpfs", link_of(&directory(&dev, "shm")?), NO_NODES, &shm)?;
     match mount(stage, "mqueue", link_of(&directory(&dev, "mqueue")?), NO_NODES, "") {
         // A kernel without POSIX queues.
         Err(fault) if fault.errno == Some(libc::ENODEV) => Ok(()),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 use super::idmap::IdMap;
+use super::settings::Settings;
 use crate::engine::{InlineFile, User};
 
 /// A step for the launcher. The launcher's working directory is the trees directory.
@@ -29,6 +30,8 @@ pub struct Spec {
     pub user: User,
     /// The pod's network, or none.
     pub network: bool,
+    /// What all steps are told alike.
+    pub settings: Settings,
     /// Which `/proc` the step gets.
     pub proc: ProcChoice,
 }

@@ -29,6 +29,7 @@ impl Rig {
             stage: None,
             args: &self.args,
             contexts: &BTreeMap::new(),
+            entitlements: &[],
         };
         let outline = Outline::new(&file, None, target).unwrap();
         let images = resolve(outline.images(), "Dockerfile", &self.courier)
