@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The build cases of a conformance corpus, each with `kiln build` as a user would, compared with BuildKit's answers.
 
-    build_cases.py --kiln PROGRAM --cases DIR/build [--tools DIR] [--only REGEX] [--jobs N] [--keep DIR]
+    build_cases.py --kiln PROGRAM --cases DIR/build [--tools DIR] [--only REGEX] [--jobs N] [--notes] [--keep DIR]
 
 Prints each difference as expected against found, what was skipped and why, and last "N passed, N failed, N skipped".
 --tools is where the corpus' own programs are (make_bases.py, check_case.py ...), where they are not beside the cases.
@@ -112,6 +112,7 @@ def one(job):
     import fixture_server
 
     case = caselib.load_case(os.path.join(settings["cases"], name))
+    notes = []
     server, out = None, tempfile.mkdtemp(prefix="case-", dir=settings["work"])
     os.chmod(out, 0o711)
     try:
@@ -128,7 +129,7 @@ def one(job):
         failures = [event["failure"] for event in events if event["type"] == "failed"]
         failure = failures[-1] if failures else {}
         if code == 0:
-            differences, _ = caselib.compare(case, caselib.open_image(image))
+            differences, notes = caselib.compare(case, caselib.open_image(image))
         else:
             message = failure.get("message") or stderr.strip()[-600:]
             differences, _ = check_case.check_failure(case, failure.get("line"), message)
@@ -138,7 +139,7 @@ def one(job):
             refused = "is not allowed" in case["expect"].get("error", {}).get("message", "")
             if failure.get("reason") in ("NotSupported", "InternalError") and not differences and not refused:
                 differences = ["refused by Kiln: %s" % message]
-        return name, differences, failure.get("message", "")
+        return name, differences, "\n".join(notes)
     except subprocess.TimeoutExpired:
         return name, ["no end within %d s" % CASE_SECONDS], ""
     except Exception as error:
@@ -161,6 +162,7 @@ def main():
     parser.add_argument("--tools")
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--notes", action="store_true", help="also print where history and layers are not BuildKit's")
     parser.add_argument("--keep", help="keep what each case made below this directory")
     options = parser.parse_args()
     from layouts import Registry
@@ -190,6 +192,8 @@ def main():
         try:
             for name, differences, remark in pool.map(one, [(name, settings) for name in names]):
                 why = listed.get("build/" + name)
+                if options.notes and differences is not None and remark:
+                    print("note build/%s: %s" % (name, remark))
                 if differences is None:
                     counts["skipped"] += 1
                     print("skipped build/%s: %s" % (name, remark))
