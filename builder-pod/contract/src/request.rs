@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::call::GitSource;
+
 /// One attempt at one build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -31,6 +33,12 @@ pub struct BuildRequest {
     /// Labels that are added to the image's config.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What steps may have beyond the usual, in BuildKit's words (`network.host`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entitlements: Vec<String>,
+    /// Named contexts (`--build-context`): what FROM and `--from` may name beside stages and images.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contexts: BTreeMap<String, NamedContext>,
     /// `os/arch[/variant]`.
     pub platform: String,
     /// Where the image goes.
@@ -52,6 +60,18 @@ pub enum Source {
     Files(Vec<File>),
     /// A directory of this machine (`kiln build DIR`).
     Directory(String),
+}
+
+/// Where a named context comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NamedContext {
+    /// A directory of this machine.
+    Directory(String),
+    /// An image, by reference, or `oci-layout://` and the directory of a layout on this machine.
+    Image(String),
+    /// Files of a git repository.
+    Git(GitSource),
 }
 
 /// A file of the context.

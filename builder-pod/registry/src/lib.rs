@@ -8,6 +8,7 @@
 mod auth;
 mod client;
 mod credentials;
+mod download;
 mod error;
 mod guard;
 mod manifest;
@@ -22,6 +23,7 @@ mod transport;
 
 pub use client::{Client, Mirror, Options, Registries};
 pub use credentials::Credentials;
+pub use download::Download;
 pub use error::Error;
 pub use manifest::{Blob, Image, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST};
 pub use name::{ImageName, is_digest};

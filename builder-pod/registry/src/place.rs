@@ -28,6 +28,14 @@ impl Place {
         Self::new(name.registry(), name.repository().to_owned(), None, registries)
     }
 
+    /// The server of a URL; it has no repository.
+    pub(crate) fn of_url(url: &Url) -> Option<Self> {
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let host = format!("{}{port}", url.host_str()?);
+        let root = url.join("/").ok()?;
+        Some(Self { host, path: String::new(), root, mirror_of: None })
+    }
+
     /// Every place to pull from, in order; the registry itself is the last.
     pub(crate) fn all(name: &ImageName, registries: &Registries) -> Result<Vec<Self>, Error> {
         let mut places = Vec::new();

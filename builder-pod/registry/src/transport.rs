@@ -96,7 +96,8 @@ impl Client {
         }
     }
 
-    async fn follow(
+    /// Sends it as it is, and follows redirects of what only reads.
+    pub(crate) async fn follow(
         &self,
         ask: &Ask<'_>,
         header: Option<&crate::auth::Header>,
@@ -167,7 +168,7 @@ impl Client {
 }
 
 /// Answers that may be another the next time become a fault.
-fn judge(answer: Response) -> Result<Response, Fault> {
+pub(crate) fn judge(answer: Response) -> Result<Response, Fault> {
     let status = answer.status();
     let again = status == StatusCode::TOO_MANY_REQUESTS
         || status == StatusCode::REQUEST_TIMEOUT

@@ -190,6 +190,8 @@ impl Build {
             target: self.target.clone(),
             args: self.args.clone(),
             labels: self.labels.clone(),
+            entitlements: Vec::new(),
+            contexts: std::collections::BTreeMap::new(),
             platform: platform(),
             output: Output::Registry { references: self.references.clone(), permit: true },
             isolation,

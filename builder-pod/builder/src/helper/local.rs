@@ -16,6 +16,7 @@ use crate::engine::{
 use crate::sandbox::facts::{self, Facts};
 use crate::sandbox::fault::{At as _, Fault, Stage};
 use crate::sandbox::idmap::{self, IdMap};
+use crate::sandbox::settings::Settings;
 use crate::sandbox::spawn::{self, Failure};
 use crate::sandbox::spec::{ProcChoice, ProcKind, Spec, Task};
 use crate::sandbox::{MOUNT_POINT, oom, probe};
@@ -27,11 +28,17 @@ pub struct Options {
     pub program: PathBuf,
     /// First host id of steps in mode `HostRange`.
     pub host_base: u32,
+    /// What all steps are told alike.
+    pub settings: Settings,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), host_base: idmap::HOST_RANGE_BASE }
+        Self {
+            program: PathBuf::from("/proc/self/exe"),
+            host_base: idmap::HOST_RANGE_BASE,
+            settings: Settings::default(),
+        }
     }
 }
 
@@ -42,6 +49,7 @@ pub struct LocalEngine {
     trees: PathBuf,
     program: PathBuf,
     map: IdMap,
+    settings: Settings,
     proc: ProcKind,
 }
 
@@ -60,7 +68,14 @@ impl LocalEngine {
         let explain = |fault: Fault| probe::explain(&fault, &facts::gather(work_dir));
         let trees = make_directories(work_dir).map_err(explain)?;
         let helper = Helper::start(&options.program, &trees, map).map_err(explain)?;
-        let mut engine = Self { helper, trees, program: options.program, map, proc: ProcKind::Bound };
+        let mut engine = Self {
+            helper,
+            trees,
+            program: options.program,
+            map,
+            settings: options.settings,
+            proc: ProcKind::Bound,
+        };
         engine.clear()?;
         engine.proc = engine.probe()?;
         Ok(engine)
@@ -97,10 +112,12 @@ impl LocalEngine {
             work: work_of(&upper),
             upper: upper.clone(),
             task: Task::Probe,
+            script: None,
             env: Vec::new(),
             cwd: "/".to_owned(),
             user: User::default(),
             network: false,
+            settings: Settings::default(),
             proc: ProcChoice::Try,
         };
         let ended = spawn::run(&self.program, &self.trees, &spec, &mut Silence, &Stop::default())
@@ -192,10 +209,12 @@ impl Engine for LocalEngine {
             upper: step.view.upper.clone(),
             work: work_of(&step.view.upper),
             task: Task::Command(step.argv.clone()),
+            script: step.script.clone(),
             env: step.env.clone(),
             cwd: step.cwd.clone(),
             user: step.user.clone(),
-            network: step.network,
+            network: step.network && !self.settings.no_network,
+            settings: self.settings.clone(),
             proc: ProcChoice::Settled(self.proc),
         };
         let before = oom::kills();

@@ -27,6 +27,7 @@ pub mod process;
 pub mod root;
 pub mod seccomp;
 pub mod seccomp_list;
+pub mod settings;
 pub mod spawn;
 pub mod spec;
 pub mod stdio;

@@ -74,7 +74,7 @@ pub fn build(spec: &Spec, files: &Files) -> Result<(Vec<String>, ProcKind), Faul
 
     let proc = mount_proc(&proc_place, spec.proc)?;
     mount_sys(&sys_place)?;
-    device::populate(&dev_place)?;
+    device::populate(&dev_place, spec.script.as_ref(), spec.settings.shm())?;
     bind(Stage::Files, &link_of(&resolv_conf), &resolv_place.target, false)?;
     bind(Stage::Files, &link_of(&hosts), &hosts_place.target, false)?;
     enter(&root_path)?;

@@ -2,6 +2,7 @@
 //! one after another.
 
 mod bases;
+mod checkout;
 pub mod failure;
 pub mod log;
 mod publish;
@@ -30,15 +31,17 @@ use publish::Publisher;
 use shared::Shared;
 use step::Steps;
 
+pub use checkout::Checkout;
 pub use resolve::resolve;
 
 /// The build context.
 pub trait Context: Sync {
-    /// Writes the selected files as a stream for [`Engine::copy_stream`] into `out`.
+    /// Writes the selected files as a stream for [`Engine::copy_stream`] into `out`: of the build context, or of the named
+    /// one.
     ///
     /// # Errors
     /// Kind `User` for a missing source.
-    fn send(&self, what: &Selection, out: OwnedFd) -> Result<(), EngineError>;
+    fn send(&self, name: Option<&str>, what: &Selection, out: OwnedFd) -> Result<(), EngineError>;
 }
 
 /// Makes blobs of tars.

@@ -80,6 +80,8 @@ fn run(dir: &Path, files: &[(&str, &str)], args: &[(&str, &str)]) -> Result<Ende
         target: None,
         args: args.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         labels: BTreeMap::new(),
+        entitlements: Vec::new(),
+        contexts: std::collections::BTreeMap::new(),
         platform: "linux/amd64".into(),
         output: request::Output::Registry {
             references: vec!["registry.example/app:1".into()],
