@@ -308,7 +308,7 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             let stream = served.map_err(|e| internal(format!("serving an ssh agent: {e}")))?;
             // Ends with the connection, which is the step's: at the latest when the step does.
             tokio::spawn(async move {
-                if let Err(error) = agent::serve(&agent, stream).await {
+                if let Err(error) = agent::serve(Arc::new(agent), stream).await {
                     tracing::warn!(%error, "a connection to an ssh agent broke");
                 }
                 drop(slot);
