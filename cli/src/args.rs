@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::given::{SecretSpec, SshSpec};
 use crate::output::OutputSpec;
 use kiln_builder::sandbox::settings::{Host, Ulimit, parse_bytes};
 
@@ -63,6 +64,12 @@ pub struct BuildArgs {
     /// Label to add to the image.
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub labels: Vec<String>,
+    /// Secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE].
+    #[arg(long = "secret", value_name = "SPEC")]
+    pub secrets: Vec<SecretSpec>,
+    /// SSH agent for RUN --mount=type=ssh: default (the one of SSH_AUTH_SOCK) or NAME=SOCKET or NAME=KEY[,KEY].
+    #[arg(long = "ssh", value_name = "SPEC")]
+    pub ssh: Vec<SshSpec>,
     /// Name and tag of the image; several must be of one repository.
     #[arg(short = 't', long = "tag", value_name = "REF")]
     pub tags: Vec<String>,
@@ -78,6 +85,11 @@ pub struct BuildArgs {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     pub timeout: u64,
+    /// Where caches of RUN --mount=type=cache are kept from build to build, on the file system of the working directory
+    /// [default: they end with the build]. One build at a time has a cache; one beside it begins with an empty one, or waits
+    /// where the mount says sharing=locked.
+    #[arg(long, value_name = "DIR", env = "KILN_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
     /// Where layers are kept while the build runs: a directory on ext4, xfs, btrfs or tmpfs [default: /var/tmp].
     #[arg(long, value_name = "DIR", env = "KILN_WORK_DIR")]
     pub work_dir: Option<PathBuf>,

@@ -15,11 +15,12 @@ use kiln_builder::sandbox::settings::Settings as StepSettings;
 use kiln_builder::solve::log::{Entry, Log};
 use kiln_contract::request::{BuildRequest, Isolation, NamedContext, Output, Registries, Source};
 use kiln_contract::{VERSION, reason};
-use kiln_courier::{Options, serve};
+use kiln_courier::{Given, Options, serve};
 use kiln_registry::Credentials;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{BuildArgs, Network, Progress};
+use crate::given;
 use crate::output::OutputSpec;
 
 /// Bytes of a Dockerfile outside of the context: a request holds 1 MiB.
@@ -49,6 +50,7 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
             docker_configs(),
             "~/.docker/config.json (log in with `docker login`)",
         ),
+        given: given(args)?,
         ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
         control: None,
         state_dir: None,
@@ -79,11 +81,12 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
             work_dir: &work_dir,
             stop: &stop,
             start_engine: &|work_dir, isolation| {
-                let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(
-                    work_dir,
-                    isolation,
-                    EngineOptions { settings: settings.clone(), ..EngineOptions::default() },
-                )?);
+                let options = EngineOptions {
+                    settings: settings.clone(),
+                    cache_dir: args.cache_dir.clone(),
+                    ..EngineOptions::default()
+                };
+                let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(work_dir, isolation, options)?);
                 Ok(engine)
             },
             log: &mut *log,
@@ -118,6 +121,16 @@ fn settings(args: &BuildArgs, request: &BuildRequest) -> Result<StepSettings> {
         settings.set_hostname(name).map_err(|e| anyhow!("{}: {e}", kiln_builder::plan::HOSTNAME_ARG))?;
     }
     Ok(settings)
+}
+
+/// What the command line gives to steps.
+fn given(args: &BuildArgs) -> Result<Given> {
+    let variable = |name: &str| std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec);
+    Ok(Given {
+        secrets: given::secrets(&args.secrets, &variable)?,
+        ssh: given::agents(&args.ssh, std::env::var_os("SSH_AUTH_SOCK").as_deref().map(Path::new))?,
+        ..Given::default()
+    })
 }
 
 /// Tells only what went wrong.

@@ -5,13 +5,17 @@
 //! takes all lower names in one page of mount options. A *view* is an overlay of trees. Trees are owned by the step's
 //! ids; only the helper and the step itself ever write them.
 
+mod mount;
+
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use crate::chmod::Chmod;
+pub use mount::{Mount, MountSource, Secret};
 
 /// An overlay of trees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +114,8 @@ pub struct Step {
     pub user: User,
     /// Whether it has the pod's network or none but its own loopback.
     pub network: bool,
+    /// What it sees besides its root. A tree that takes changes is nobody else's at that time.
+    pub mounts: Vec<Mount>,
 }
 
 /// How a command ended.
@@ -120,7 +126,7 @@ pub struct Exit {
     /// The kernel killed a process of the step for lack of memory.
     pub out_of_memory: bool,
     /// Mount points that had to be made in the view (`etc/resolv.conf`, `dev`…): not part of the step's changes as long
-    /// as they are as empty as they were made.
+    /// as they are as empty as they were made. Those are gone from the view again when this is returned.
     pub stubs: Vec<String>,
 }
 
@@ -234,6 +240,33 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// Kind `User` when something that is no directory is in the way.
     fn make_directory(&self, view: &View, path: &str, owner: Owner) -> Result<(), EngineError>;
+
+    /// Makes the empty tree `tree` with these attributes of its root; one that is there is left as it is.
+    ///
+    /// # Errors
+    /// Kind `Space` or `Internal`.
+    fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError>;
+
+    /// Makes the cache `key`, as an earlier step or build left it, the new tree `tree`; nobody else has it until
+    /// [`Engine::keep_cache`]. `false`, and no tree, when there is none, when caches end with the build, or when another
+    /// build has it and `wait` is not set.
+    ///
+    /// # Errors
+    /// Kind `Stopped` when `stop` was set; `Internal`.
+    fn take_cache(&self, key: &str, tree: &str, wait: bool, stop: &Stop) -> Result<bool, EngineError>;
+
+    /// Makes a tree the cache `key` again. `false`, and the tree stays, when caches end with the build, or when another
+    /// build has the cache.
+    ///
+    /// # Errors
+    /// Kind `Internal`.
+    fn keep_cache(&self, key: &str, tree: &str) -> Result<bool, EngineError>;
+
+    /// Listens at the new socket `name` (named like a tree, and removed like one) which a step can mount and `owner` owns.
+    ///
+    /// # Errors
+    /// Kind `User` for an owner that steps can't have, else `Space` or `Internal`.
+    fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError>;
 
     /// Looks a USER (`name`, `uid`, `name:group`, `uid:gid`…) up in the image's passwd and group files.
     ///

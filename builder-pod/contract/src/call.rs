@@ -17,6 +17,9 @@ pub const MAX_FRAME: u32 = 16 << 20;
 /// by registries.
 pub const MAX_FETCH: u64 = 10 << 30;
 
+/// Bytes of a secret at most; BuildKit's limit.
+pub const MAX_SECRET: usize = 500 << 10;
+
 /// What the builder asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "call")]
@@ -70,6 +73,25 @@ pub enum Call {
         /// The blob.
         blob: Descriptor,
     },
+    /// A step mounts this secret: the courier writes its bytes, at most [`MAX_SECRET`], into the descriptor that comes along
+    /// (a pipe's write end) and closes it. Answered with [`Reply::Done`], or [`Reply::Absent`] when the build was given
+    /// none of this name.
+    Secret {
+        /// Its name in the request.
+        id: String,
+    },
+    /// Whether the build was given an ssh agent of this name. Answered with [`Reply::Done`] or [`Reply::Absent`].
+    FindAgent {
+        /// Its name in the request.
+        id: String,
+    },
+    /// A process of a step has connected to the agent's socket: the descriptor that comes along is that connection (a
+    /// stream socket), on which the courier speaks the ssh agent's protocol until it ends; it lists keys and signs, and
+    /// does nothing else. Answered at once, with [`Reply::Done`] or [`Reply::Absent`].
+    ServeAgent {
+        /// Its name in the request.
+        id: String,
+    },
     /// All is there: compose the manifest, push it by digest, get the permit, move the tags, verify, report.
     /// Answered with [`Reply::Committed`].
     Commit {
@@ -122,6 +144,8 @@ pub struct GitSource {
 pub enum Reply {
     /// Done, nothing to say.
     Done,
+    /// What was asked for was not given to this build.
+    Absent,
     /// See [`Call::Resolve`].
     Resolved {
         /// The pinned image.

@@ -132,6 +132,8 @@ pub mod reason {
     pub const INVALID_SPEC: &str = "InvalidSpec";
     /// The named ConfigMap or service account is missing, or the context is not usable.
     pub const SOURCE_NOT_FOUND: &str = "SourceNotFound";
+    /// The service account does not list a Secret that the object names.
+    pub const SECRET_NOT_LISTED: &str = "SecretNotListed";
     /// The context breaks a limit.
     pub const SOURCE_INVALID: &str = "SourceInvalid";
     /// The base image, its tag or its platform is not in the registry.

@@ -20,6 +20,10 @@ pub const STOP_FILE: &str = "stop";
 pub const AUTH_DIR: &str = "/kiln/auth";
 /// File name of a `kubernetes.io/dockerconfigjson` Secret below its directory in [`AUTH_DIR`].
 pub const AUTH_FILE: &str = "config.json";
+/// Directory of the secrets that steps mount (courier only): `<SECRETS_DIR>/<id>` holds one.
+pub const SECRETS_DIR: &str = "/kiln/secrets";
+/// Directory of the private keys that steps sign with (courier only): `<SSH_DIR>/<id>` is the agent of that name.
+pub const SSH_DIR: &str = "/kiln/ssh";
 /// The courier's own small state (restart marker, journal position): an emptyDir, courier only.
 pub const STATE_DIR: &str = "/kiln/state";
 /// The builder's workspace: an emptyDir on a real file system, build only.

@@ -7,16 +7,20 @@
 //! | [`session`] | what one attempt has done so far: images, blobs, outcome |
 //! | [`commit`] | manifest, permit, tags |
 //! | [`control`] | permit and stop, as the operator writes them |
+//! | [`given`] | secrets and agents for steps |
+//! | [`agent`] | the ssh agent's protocol, and keys |
 //! | [`journal`] | events, numbered and timed |
 //! | [`output`] | where blobs and manifests go: a registry, a layout, an archive |
 //! | [`manifest`] | composing and checking a manifest; pure |
 //! | [`git`] | checking a git repository out, by the program `git` |
 //! | [`failure`] | registry errors in the words of a build's failure; pure |
 
+pub mod agent;
 pub mod commit;
 pub mod control;
 pub mod failure;
 pub mod git;
+pub mod given;
 pub mod journal;
 pub mod manifest;
 pub mod output;
@@ -24,4 +28,5 @@ pub mod server;
 pub mod session;
 mod wire;
 
+pub use given::Given;
 pub use server::{Options, Served, serve};

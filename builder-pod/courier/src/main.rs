@@ -9,7 +9,7 @@ use clap::Parser;
 use kiln_contract::paths;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
-use kiln_courier::{Options, serve};
+use kiln_courier::{Given, Options, serve};
 use kiln_registry::Credentials;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,12 @@ struct Args {
     /// Directory with registry credentials, one directory per Secret.
     #[arg(long, default_value = paths::AUTH_DIR)]
     auth: PathBuf,
+    /// Directory with the secrets of steps, one file per id.
+    #[arg(long, default_value = paths::SECRETS_DIR)]
+    secrets: PathBuf,
+    /// Directory with the private keys of steps' ssh agents, one file per id.
+    #[arg(long, default_value = paths::SSH_DIR)]
+    ssh: PathBuf,
     /// Directory for what survives a restart.
     #[arg(long, default_value = paths::STATE_DIR)]
     state: PathBuf,
@@ -71,6 +77,7 @@ async fn run(args: Args) -> Result<()> {
             paths::AUTH_FILE,
             "the imagePullSecrets of the build's service account",
         ),
+        given: Given { secrets_dir: Some(args.secrets), ssh_dir: Some(args.ssh), ..Given::default() },
         ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
         control: Some(args.control),
         state_dir: Some(args.state),

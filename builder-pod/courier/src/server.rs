@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::{Control, POLL};
 use crate::failure::{Purpose, internal, of_download, of_registry, other_bytes};
+use crate::given::Given;
 use crate::journal::{Journal, Sink};
 use crate::output::{Bytestream, Target};
 use crate::session::{Files, Saved, Session};
-use crate::{commit, git, wire};
+use crate::{agent, commit, git, wire};
 
 /// Connections at once: the builder has a handful of transfers under way, and events.
 const MAX_CONNECTIONS: usize = 64;
@@ -38,6 +39,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where logins are.
     pub credentials: Credentials,
+    /// Secrets and agents for steps.
+    pub given: Given,
     /// Certificates that are trusted beside the bundled roots.
     pub ca_bundle: Option<PathBuf>,
     /// The downwardAPI volume; none on a plain machine.
@@ -99,6 +102,7 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         control,
         Journal::new(options.sink, state),
         Files { saved: saved_at, report: options.report },
+        options.given,
     ));
     let listener = UnixListener::bind(&options.socket)
         .or_else(|_| {
@@ -255,6 +259,12 @@ async fn attach(
     Ok(())
 }
 
+async fn find_agent(session: &Arc<Session>, id: String) -> Result<Option<agent::Agent>, Failure> {
+    let session = session.clone();
+    let task = tokio::task::spawn_blocking(move || session.given.agent(&id));
+    task.await.map_err(|e| internal(e.to_string()))?
+}
+
 async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Result<Reply, Failure> {
     let needed = |fd: Option<OwnedFd>| fd.ok_or_else(|| internal("the call came without its descriptor"));
     match call {
@@ -294,6 +304,30 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             let how = session.target.put(&session.client, &blob, Bytestream::Base(name)).await?;
             session.has(&blob.digest);
             Ok(Reply::Stored { how })
+        }
+        Call::Secret { id } => {
+            let (session, pipe) = (session.clone(), needed(fd)?);
+            let task = tokio::task::spawn_blocking(move || session.given.secret(&id, pipe));
+            task.await.map_err(|e| internal(e.to_string()))?
+        }
+        Call::FindAgent { id } => {
+            Ok(if find_agent(session, id).await?.is_some() { Reply::Done } else { Reply::Absent })
+        }
+        Call::ServeAgent { id } => {
+            let stream = UnixStream::from(needed(fd)?);
+            let Some(agent) = find_agent(session, id).await? else { return Ok(Reply::Absent) };
+            let slot = session.agents.clone().try_acquire_owned();
+            let slot = slot.map_err(|_| internal("too many connections to ssh agents at a time"))?;
+            let served = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
+            let stream = served.map_err(|e| internal(format!("serving an ssh agent: {e}")))?;
+            // Ends with the connection, which is the step's: at the latest when the step does.
+            tokio::spawn(async move {
+                if let Err(error) = agent::serve(Arc::new(agent), stream).await {
+                    tracing::warn!(%error, "a connection to an ssh agent broke");
+                }
+                drop(slot);
+            });
+            Ok(Reply::Done)
         }
         Call::Commit { config, layers } => {
             // In a task of its own: the image is tagged even if the builder dies while it waits.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use kiln_contract::Descriptor;
 use kiln_contract::failure::{Failure, FailureClass, reason};
@@ -12,12 +12,16 @@ use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
 use kiln_registry::{Blob, Client, Image, ImageName, Platform};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::control::Control;
 use crate::failure::{Purpose, internal, of_registry};
+use crate::given::Given;
 use crate::journal::Journal;
 use crate::output::Target;
+
+/// Connections of steps to ssh agents at once: a step fetches some dozen repositories side by side.
+const MAX_AGENT_CONNECTIONS: usize = 64;
 
 /// Everything that the calls of an attempt share.
 #[derive(Debug)]
@@ -30,6 +34,10 @@ pub struct Session {
     pub target: Target,
     /// Permit and stop.
     pub control: Control,
+    /// Secrets and agents for steps.
+    pub given: Given,
+    /// Places for connections of steps to ssh agents.
+    pub agents: Arc<Semaphore>,
     /// Held from the moment the first tag may move until all have: an outcome and a stop wait for it.
     pub tagging: tokio::sync::Mutex<()>,
     /// Why the attempt is to stop, once it is.
@@ -71,12 +79,15 @@ impl Session {
         control: Control,
         journal: Journal,
         files: Files,
+        given: Given,
     ) -> Self {
         Self {
             request,
             client,
             target,
             control,
+            given,
+            agents: Arc::new(Semaphore::new(MAX_AGENT_CONNECTIONS)),
             tagging: tokio::sync::Mutex::new(()),
             stop: watch::Sender::new(None),
             ended: Notify::new(),

@@ -8,7 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::{ImageBuildStatus, Output, Source};
+use super::{BuildSecret, ImageBuildStatus, Output, Source, SshKey};
 
 /// What is to be built, how, and where the image goes.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -94,12 +94,25 @@ pub struct ImageBuildSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"))]
     pub target: Option<String>,
-    /// Build arguments, as `docker build --build-arg`. At most 100. Not for secrets: they can be read in the object and
-    /// in the image's history.
+    /// Build arguments, as `docker build --build-arg`. At most 100. Not for secrets, which can be read in the object and in
+    /// the image's history then; see `secrets`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub args: Vec<BuildArg>,
+    /// Secrets that steps can mount (`RUN --mount=type=secret`), as `docker build --secret`. At most 32. A secret reaches the
+    /// step that mounts it and no other, and neither the image nor its history. A change of a Secret's contents starts no
+    /// new run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub secrets: Vec<BuildSecret>,
+    /// Private keys that steps can sign with (`RUN --mount=type=ssh`), as `docker build --ssh`. At most 32. A step gets an
+    /// agent that signs, and never the key. A change of a Secret's contents starts no new run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub ssh: Vec<SshKey>,
     /// Labels that are added to the image's config, as `docker build --label`. At most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
@@ -110,7 +123,7 @@ pub struct ImageBuildSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
     /// ServiceAccount of this namespace whose `imagePullSecrets` hold the registry credentials, for base images and for
-    /// the push. Its token is not mounted.
+    /// the push, and whose `secrets` list what `secrets` and `ssh` name. Its token is not mounted.
     #[serde(default = "default_service_account")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub service_account_name: String,
@@ -232,6 +245,8 @@ impl Default for ImageBuildSpec {
             dockerfile: dockerfile(),
             target: None,
             args: Vec::new(),
+            secrets: Vec::new(),
+            ssh: Vec::new(),
             labels: BTreeMap::new(),
             output: Output::default(),
             isolation: None,

@@ -4,11 +4,13 @@ mod image_build;
 mod output;
 #[cfg(test)]
 mod rules;
+mod secret;
 mod source;
 mod status;
 
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
 pub use output::Output;
+pub use secret::{BuildSecret, SshKey};
 pub use source::{ConfigMapSource, InlineFile, InlineSource, MAX_INLINE_BYTES, Source};
 pub use status::{
     AttemptStatus, FailureClass, FailureStatus, HistoryEntry, ImageBuildStatus, ImageStatus, LayerStatus,

@@ -1,6 +1,8 @@
 //! Carries out what was decided: pods, requests, permits, orders to stop. Every call may be made twice and by two
 //! operators: names are deterministic, and what is there already is taken over only by owner UID.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kiln_contract::control::{PERMIT_ANNOTATION, STOP_ANNOTATION};
 use kiln_contract::{Failure, FailureClass, reason};
@@ -11,9 +13,10 @@ use crate::metrics::Write;
 
 use super::context::Context;
 use super::decide::{Action, CreationFaultKind};
+use super::deviation::deviation;
 use super::error::{ReconcileError, timed};
 use super::observe::PodView;
-use super::pod::{Blueprint, MAX_SECRETS, deviation};
+use super::pod::{Blueprint, MAX_SECRETS};
 
 /// Name under which the operator's fields are kept apart from other managers'.
 pub const FIELD_MANAGER: &str = "kiln-operator";
@@ -38,6 +41,10 @@ pub async fn create(
             ),
         ))));
     };
+    if let Some(failure) = not_listed(&found, &blueprint) {
+        // Applied together, the service account may come second.
+        return Ok(Some(CreationFaultKind::Missing(failure)));
+    }
     let secrets: Vec<String> =
         found.image_pull_secrets.into_iter().flatten().map(|s| s.name).filter(|n| !n.is_empty()).collect();
     if secrets.len() > MAX_SECRETS {
@@ -105,6 +112,31 @@ pub async fn create(
     tracing::info!(namespace = view.namespace, pod = view.name, "made builder pod");
     ctx.pods.answered(view);
     Ok(None)
+}
+
+/// Secrets that the object names for its steps and the service account does not list: who may create ImageBuilds is not to
+/// read any Secret of the namespace by that.
+fn not_listed(account: &ServiceAccount, blueprint: &Blueprint<'_>) -> Option<Failure> {
+    let listed = |name: &str| account.secrets.iter().flatten().any(|s| s.name.as_deref() == Some(name));
+    let build = blueprint.build;
+    let named: BTreeSet<&str> = build
+        .secrets
+        .iter()
+        .chain(&build.ssh)
+        .map(|g| g.secret.as_str())
+        .filter(|name| !listed(name))
+        .collect();
+    let first = named.first()?;
+    let patch = json!({"secrets": named.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()});
+    let (namespace, account) = (blueprint.namespace, &build.service_account);
+    let others = if named.len() > 1 { format!(" and {} more", named.len() - 1) } else { String::new() };
+    Some(Failure::new(
+        FailureClass::Policy,
+        reason::SECRET_NOT_LISTED,
+        format!(
+            "Secret {first}{others} (spec.secrets, spec.ssh) is not in the secrets of ServiceAccount {account}; list it: kubectl -n {namespace} patch serviceaccount {account} -p '{patch}'"
+        ),
+    ))
 }
 
 fn foreign(kind: &str, blueprint: &Blueprint<'_>) -> Failure {
@@ -246,6 +278,7 @@ async fn delete(ctx: &Context, pod: &PodView) -> Result<(), ReconcileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn refusal(code: u16, word: &str, message: &str) -> Option<Refusal> {
         let status = kube::core::Status {
@@ -256,6 +289,44 @@ mod tests {
         };
         let source = Box::new(kube::Error::Api(Box::new(status)));
         Refusal::of(&ReconcileError::Api { call: "create pod", source })
+    }
+
+    #[test]
+    fn a_secret_that_the_service_account_does_not_list_is_named_with_the_remedy() {
+        use crate::image_build::testing::desired;
+        use crate::image_build::validate::{Buildable, Given};
+        let desired = desired("v1:a");
+        let Buildable::Yes(mut build) = desired.buildable.clone() else { panic!("not buildable") };
+        let given = |secret: &str| Given { id: "i".into(), secret: secret.into(), key: "k".into() };
+        build.secrets = vec![given("npm"), given("both")];
+        build.ssh = vec![given("both"), given("git")];
+        let (owner, config) = (Default::default(), Config::parse("builderImage: b").expect("it is good"));
+        let failure = |listed: Value| {
+            let account = serde_json::from_value(json!({"secrets": listed})).expect("an account");
+            let blueprint = Blueprint {
+                object: "app",
+                namespace: "ns",
+                owner: &owner,
+                name: "app-1",
+                attempt: "u-1-1",
+                build: &build,
+                desired: &desired,
+                secrets: &[],
+                config: &config,
+            };
+            not_listed(&account, &blueprint)
+        };
+        assert_eq!(failure(json!([{"name": "npm"}, {"name": "both"}, {"name": "git"}, {"name": "x"}])), None);
+        let one = failure(json!([{"name": "npm"}, {"name": "both"}])).expect("git is missing");
+        assert_eq!((one.class, one.reason.as_str()), (FailureClass::Policy, reason::SECRET_NOT_LISTED));
+        let command = r#"kubectl -n ns patch serviceaccount default -p '{"secrets":[{"name":"git"}]}'"#;
+        assert!(one.message.contains("Secret git (") && one.message.ends_with(command), "{one}");
+        let all = failure(Value::Null).expect("none is listed");
+        assert!(all.message.contains("Secret both and 2 more"), "{all}");
+        assert!(
+            all.message.contains(r#"{"secrets":[{"name":"both"},{"name":"git"},{"name":"npm"}]}"#),
+            "{all}"
+        );
     }
 
     #[test]

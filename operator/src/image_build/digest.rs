@@ -69,6 +69,8 @@ pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
         dockerfile,
         target,
         args,
+        secrets,
+        ssh,
         labels,
         output,
         isolation,
@@ -107,13 +109,33 @@ pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
     tags.into_iter().for_each(|tag| fields.text(tag));
     fields.count(usize::from(output.insecure));
     fields.option(isolation.map(kiln_api::v1alpha1::Isolation::as_str));
+    // Later than version 1 began: an object without any has the digest that it always had.
+    let secrets = secrets.iter().map(|s| (&s.id, &s.secret_name, &s.key)).collect();
+    let ssh = ssh.iter().map(|s| (&s.id, &s.secret_name, &s.key)).collect();
+    given(&mut fields, "secrets", secrets);
+    given(&mut fields, "ssh", ssh);
     format!("v1:{}", fields.hex())
+}
+
+/// Names of what steps are given; contents are looked at by nobody but the build.
+fn given(fields: &mut Fields, what: &str, mut list: Vec<(&String, &String, &String)>) {
+    if list.is_empty() {
+        return;
+    }
+    list.sort_unstable();
+    fields.text(what);
+    fields.count(list.len());
+    for (id, secret, key) in list {
+        fields.text(id);
+        fields.text(secret);
+        fields.text(key);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_api::v1alpha1::{BuildArg, ConfigMapSource, Isolation, Output, Source};
+    use kiln_api::v1alpha1::{BuildArg, BuildSecret, ConfigMapSource, Isolation, Output, Source, SshKey};
 
     fn files() -> Vec<File> {
         let file = |path: &str, text: &str| File { path: path.into(), content: Content::Text(text.into()) };
@@ -129,6 +151,10 @@ mod tests {
             ],
             ..ImageBuildSpec::default()
         }
+    }
+
+    fn secret(id: &str, secret_name: &str, key: &str) -> BuildSecret {
+        BuildSecret { id: id.into(), secret_name: secret_name.into(), key: key.into() }
     }
 
     fn digest(change: impl FnOnce(&mut ImageBuildSpec)) -> String {
@@ -150,7 +176,7 @@ mod tests {
     #[test]
     fn what_decides_on_the_image_changes_it() {
         type Change = fn(&mut ImageBuildSpec);
-        let changes: [Change; 11] = [
+        let changes: [Change; 15] = [
             |s| s.context_dir = "x".into(),
             |s| s.dockerfile = "x".into(),
             |s| s.target = Some("x".into()),
@@ -162,6 +188,10 @@ mod tests {
             |s| drop(s.output.tags.pop()),
             |s| s.output.insecure = true,
             |s| s.isolation = Some(Isolation::UserNamespace),
+            |s| s.secrets = vec![secret("a", "x", "k")],
+            |s| s.secrets = vec![secret("a", "x", "k2")],
+            |s| s.secrets = vec![secret("a", "x", "k"), secret("b", "x", "k")],
+            |s| s.ssh = vec![SshKey { id: "a".into(), secret_name: "x".into(), key: "k".into() }],
         ];
         let mut all: std::collections::BTreeSet<_> = changes.into_iter().map(digest).collect();
         all.insert(digest(|_| {}));
@@ -169,7 +199,7 @@ mod tests {
         let mut other = files();
         other[1].content = Content::Text("c".into());
         all.insert(input_digest(&spec(), Some(&source_digest(&other))));
-        assert_eq!(all.len(), 14);
+        assert_eq!(all.len(), 18);
     }
 
     #[test]
@@ -190,6 +220,9 @@ mod tests {
         for change in changes {
             assert_eq!(digest(change), digest(|_| {}));
         }
+        let both = |s: &mut ImageBuildSpec| s.secrets = vec![secret("a", "x", "k"), secret("b", "y", "k")];
+        let turned = |s: &mut ImageBuildSpec| s.secrets = vec![secret("b", "y", "k"), secret("a", "x", "k")];
+        assert_eq!(digest(both), digest(turned));
         let mut reversed = files();
         reversed.reverse();
         assert_eq!(source_digest(&reversed), source_digest(&files()));

@@ -10,6 +10,7 @@ pub mod decide;
 #[cfg(test)]
 mod decide_tests;
 pub mod dereference;
+pub mod deviation;
 pub mod digest;
 pub mod error;
 pub mod events;

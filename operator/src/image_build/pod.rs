@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile,
     DownwardAPIVolumeSource, EmptyDirVolumeSource, KeyToPath, ObjectFieldSelector, Pod, PodSecurityContext,
-    PodSpec, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    PodSpec, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection,
+    SecretVolumeSource, SecurityContext, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -21,7 +22,7 @@ use kiln_contract::request::Isolation;
 use crate::config::Config;
 
 use super::names;
-use super::validate::{Build, Desired};
+use super::validate::{Build, Desired, Given};
 
 /// Seconds that a pod may be active beyond the timeout, which the builder keeps itself: starting, pushing the rest,
 /// reporting.
@@ -115,6 +116,15 @@ impl Blueprint<'_> {
         }
     }
 
+    /// What steps are given: the volume's name, where the courier has it, and what is in it.
+    fn given(&self) -> impl Iterator<Item = (&'static str, &'static str, &[Given])> {
+        let all = [
+            ("secrets", paths::SECRETS_DIR, self.build.secrets.as_slice()),
+            ("ssh", paths::SSH_DIR, self.build.ssh.as_slice()),
+        ];
+        all.into_iter().filter(|(_, _, list)| !list.is_empty())
+    }
+
     fn courier(&self) -> Container {
         let mut mounts = vec![
             read_only("request", paths::REQUEST_DIR),
@@ -125,6 +135,7 @@ impl Blueprint<'_> {
         mounts.extend(
             (0..self.secrets.len()).map(|n| read_only(&auth(n), &format!("{}/{n}", paths::AUTH_DIR))),
         );
+        mounts.extend(self.given().map(|(name, path, _)| read_only(name, path)));
         Container {
             name: paths::COURIER_CONTAINER.to_owned(),
             image: Some(self.config.builder_image.clone()),
@@ -241,55 +252,29 @@ impl Blueprint<'_> {
             }),
             ..Volume::default()
         }));
+        volumes.extend(self.given().map(|(name, _, list)| given_volume(name, list)));
         volumes
     }
 }
 
-/// How a pod that the API server made differs from the one that was asked for, where that matters: an admission webhook
-/// gave `build` something that it should not have, or a neighbour.
-pub fn deviation(asked: &Pod, made: &Pod) -> Option<String> {
-    let (asked, made) = (asked.spec.as_ref()?, made.spec.as_ref()?);
-    let names = |spec: &PodSpec| -> Vec<String> {
-        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
-        all.map(|c| c.name.clone()).collect()
+/// One directory with a file per id. A Secret or key that is not there keeps the pod from starting.
+fn given_volume(name: &str, list: &[Given]) -> Volume {
+    let projection = |given: &Given| VolumeProjection {
+        secret: Some(SecretProjection {
+            name: given.secret.clone(),
+            items: Some(vec![KeyToPath { key: given.key.clone(), path: given.id.clone(), mode: None }]),
+            optional: Some(false),
+        }),
+        ..VolumeProjection::default()
     };
-    if names(asked) != names(made) {
-        return Some(format!(
-            "its containers are {}, expected {}",
-            names(made).join(", "),
-            names(asked).join(", ")
-        ));
+    Volume {
+        name: name.to_owned(),
+        projected: Some(ProjectedVolumeSource {
+            default_mode: Some(0o444),
+            sources: Some(list.iter().map(projection).collect()),
+        }),
+        ..Volume::default()
     }
-    if made.host_network == Some(true) || made.host_pid == Some(true) || made.host_ipc == Some(true) {
-        return Some("it shares a namespace of the node".to_owned());
-    }
-    if made.share_process_namespace == Some(true) {
-        return Some("its containers share one process namespace".to_owned());
-    }
-    if made.host_users.unwrap_or(true) != asked.host_users.unwrap_or(true) {
-        return Some(format!("hostUsers is {:?}, expected {:?}", made.host_users, asked.host_users));
-    }
-    let (asked, made) = (asked.containers.first()?, made.containers.first()?);
-    let mounts = |c: &Container| -> Vec<(String, String)> {
-        c.volume_mounts.iter().flatten().map(|m| (m.name.clone(), m.mount_path.clone())).collect()
-    };
-    if let Some((name, path)) = mounts(made).iter().find(|m| !mounts(asked).contains(m)) {
-        return Some(format!("container build has the volume {name} at {path}"));
-    }
-    if let Some(variable) = made.env.iter().flatten().next() {
-        return Some(format!("container build has the environment variable {}", variable.name));
-    }
-    if made.env_from.iter().flatten().next().is_some() {
-        return Some("container build has an environment from elsewhere (envFrom)".to_owned());
-    }
-    if made.image != asked.image || made.command != asked.command {
-        return Some("container build runs another program".to_owned());
-    }
-    let security = |c: &Container| {
-        let s = c.security_context.clone().unwrap_or_default();
-        (s.privileged.unwrap_or(false), s.capabilities, s.run_as_user)
-    };
-    (security(asked) != security(made)).then(|| "container build has another security context".to_owned())
 }
 
 fn auth(number: usize) -> String {
@@ -345,12 +330,17 @@ fn resources(resources: &Resources) -> ResourceRequirements {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image_build::deviation::deviation;
     use crate::image_build::testing::desired;
     use crate::image_build::validate::Buildable;
 
     fn make(isolation: Isolation, more: &str, secrets: &[String]) -> (Pod, ConfigMap) {
         let mut desired = desired("v1:a");
         desired.isolation = isolation;
+        make_for(desired, more, secrets)
+    }
+
+    fn make_for(desired: Desired, more: &str, secrets: &[String]) -> (Pod, ConfigMap) {
         let Buildable::Yes(build) = desired.buildable.clone() else { panic!("not buildable") };
         let config = Config::parse(&format!("builderImage: b:1\n{more}")).expect("it is good");
         let owner = OwnerReference { uid: "u".into(), name: "app".into(), ..OwnerReference::default() };
@@ -423,6 +413,35 @@ mod tests {
         assert_eq!(courier.restart_policy.as_deref(), Some("Always"));
         let volumes = spec(&pod).volumes.as_ref().expect("volumes");
         assert_eq!(volumes.iter().filter(|v| v.secret.is_some()).count(), 2);
+    }
+
+    #[test]
+    fn what_steps_are_given_is_the_couriers_alone() {
+        let mut desired = desired("v1:a");
+        let given = |id: &str| Given { id: id.into(), secret: format!("s-{id}"), key: "k".into() };
+        if let Buildable::Yes(build) = &mut desired.buildable {
+            build.secrets = vec![given("npm"), given("pip.conf")];
+            build.ssh = vec![given("default")];
+        }
+        let (pod, request) = make_for(desired, "", &[]);
+        let courier = &spec(&pod).init_containers.as_ref().expect("init containers")[0];
+        let mounts = |c: &Container| -> Vec<String> {
+            c.volume_mounts.iter().flatten().map(|m| format!("{} {:?}", m.mount_path, m.read_only)).collect()
+        };
+        let asked = mounts(courier);
+        assert!(asked.contains(&"/kiln/secrets Some(true)".to_owned()), "{asked:?}");
+        assert!(asked.contains(&"/kiln/ssh Some(true)".to_owned()), "{asked:?}");
+        assert!(
+            mounts(&spec(&pod).containers[0]).iter().all(|m| !m.contains("secrets") && !m.contains("ssh"))
+        );
+        let volumes = serde_json::to_value(&spec(&pod).volumes).expect("JSON");
+        let found = volumes.as_array().expect("a list").iter().find(|v| v["name"] == "secrets").expect("it");
+        assert_eq!(
+            found["projected"]["sources"][1]["secret"],
+            serde_json::json!({"name": "s-pip.conf", "optional": false, "items": [{"key": "k", "path": "pip.conf"}]})
+        );
+        let request = request.data.expect("data").remove("request.json").expect("the request");
+        assert!(!request.contains("s-npm"), "the builder need not know");
     }
 
     #[test]

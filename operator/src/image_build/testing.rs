@@ -74,6 +74,8 @@ pub fn desired(digest: &str) -> Desired {
             dockerfile: "Dockerfile".into(),
             target: None,
             args: BTreeMap::new(),
+            secrets: vec![],
+            ssh: vec![],
             labels: BTreeMap::new(),
             references: vec!["r.x/a:1".into()],
             registries: Default::default(),

@@ -60,16 +60,31 @@ pub struct Build {
     pub target: Option<String>,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
+    /// Secrets that steps can mount.
+    pub secrets: Vec<Given>,
+    /// Private keys that steps can sign with.
+    pub ssh: Vec<Given>,
     /// Labels for the image's config.
     pub labels: BTreeMap<String, String>,
     /// Normalised references of one repository, the first is the one that users are told.
     pub references: Vec<String>,
     /// Mirrors and plain-HTTP registries, the output's among them where the user said so.
     pub registries: Registries,
-    /// Whose `imagePullSecrets` to use.
+    /// Whose `imagePullSecrets` and `secrets` to use.
     pub service_account: String,
     /// Of the build container.
     pub resources: Resources,
+}
+
+/// A value of a Secret that the courier gets for steps, by name only: the operator reads no Secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Its name in the Dockerfile; a file name.
+    pub id: String,
+    /// The Secret.
+    pub secret: String,
+    /// The key in it.
+    pub key: String,
 }
 
 /// The platform of the pods that this operator makes: its own, since the builder image is of the same release.
@@ -147,12 +162,16 @@ fn build(spec: &ImageBuildSpec, files: &[File], config: &Config) -> Result<Build
         registries.insecure.push(image.registry.clone());
     }
     check_dockerfile(spec, files)?;
+    let secrets = spec.secrets.iter().map(|s| (&s.id, &s.secret_name, &s.key));
+    let ssh = spec.ssh.iter().map(|s| (&s.id, &s.secret_name, &s.key));
     let build = Build {
         files: files.to_vec(),
         context_dir: spec.context_dir.clone(),
         dockerfile: spec.dockerfile.clone(),
         target: spec.target.clone(),
         args: spec.args.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
+        secrets: given("spec.secrets", secrets)?,
+        ssh: given("spec.ssh", ssh)?,
         labels: spec.labels.clone(),
         references,
         registries,
@@ -170,6 +189,25 @@ fn build(spec: &ImageBuildSpec, files: &[File], config: &Config) -> Result<Build
         ));
     }
     Ok(build)
+}
+
+/// The ids become file names in the courier; the schema says so as well.
+fn given<'a>(
+    field: &str,
+    list: impl Iterator<Item = (&'a String, &'a String, &'a String)>,
+) -> Result<Vec<Given>, Failure> {
+    let mut out: Vec<Given> = Vec::new();
+    for (id, secret, key) in list {
+        let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        if id.is_empty() || id.starts_with(['.', '-']) || !id.bytes().all(word) {
+            return Err(invalid(format!("{field}: expected an id of A-Z a-z 0-9 _ . -, found '{id}'")));
+        }
+        if out.iter().any(|known| known.id == *id) {
+            return Err(invalid(format!("{field}: the id {id} is there twice")));
+        }
+        out.push(Given { id: id.clone(), secret: secret.clone(), key: key.clone() });
+    }
+    Ok(out)
 }
 
 impl Build {
@@ -339,6 +377,12 @@ mod tests {
         spec.timeout = Some("soon".into());
         assert!(refused(&spec, &found, &config("")).message.contains("spec.timeout"));
         spec.timeout = None;
+        for ids in [&["../x"][..], &["a", "a"], &[""]] {
+            let one = |id: &&str| v1alpha1::BuildSecret { id: (*id).into(), ..Default::default() };
+            spec.secrets = ids.iter().map(one).collect();
+            assert!(refused(&spec, &found, &config("")).message.contains("spec.secrets"), "{ids:?}");
+        }
+        spec.secrets.clear();
         spec.output.image = "A b".into();
         assert!(refused(&spec, &found, &config("")).message.contains("spec.output.image"));
     }

@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_contract::call::{Call, GitSource, Reply, Stored};
+use kiln_contract::call::{Call, GitSource, MAX_SECRET, Reply, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
 use kiln_contract::{Descriptor, Failure, VERSION, reason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Committed, Courier, CourierError, Fetched, frame};
-use crate::engine::Stop;
+use crate::engine::{Secret, Stop};
 
 /// How long to wait for the courier's socket: the courier is started first and needs well under a second; a minute covers
 /// a node under heavy load.
@@ -145,21 +145,24 @@ fn watch(mut stream: UnixStream, stop: &Stop, closing: &AtomicBool) {
 }
 
 /// Reads from the socket, but gives up when the build stops or patience ends.
-struct Waiting<'a> {
-    stream: &'a UnixStream,
+struct Waiting<'a, S> {
+    stream: &'a S,
     stop: &'a Stop,
     patience: Patience,
     since: Instant,
 }
 
-impl Read for Waiting<'_> {
+impl<'a, S: AsFd> Read for Waiting<'a, S>
+where
+    &'a S: Read,
+{
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             let mut fds = [PollFd::new(self.stream, PollFlags::IN)];
             let tick = Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
             match poll(&mut fds, Some(&tick)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return (&mut &*self.stream).read(into),
+                Ok(_) => return self.stream.read(into),
                 Err(e) => return Err(e.into()),
             }
             match self.patience {
@@ -180,14 +183,16 @@ impl Read for Waiting<'_> {
 #[error("stopped")]
 struct StoppedWaiting;
 
-fn receive(mut waiting: Waiting<'_>) -> Result<Reply, CourierError> {
+fn is_stopped(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<StoppedWaiting>)
+}
+
+fn receive(mut waiting: Waiting<'_, UnixStream>) -> Result<Reply, CourierError> {
     match frame::read(&mut waiting) {
         Ok(Some(Reply::Failed { failure })) => Err(CourierError::Failed(Box::new(failure))),
         Ok(Some(reply)) => Ok(reply),
         Ok(None) => Err(lost("waiting for an answer")(io::ErrorKind::UnexpectedEof.into())),
-        Err(e) if e.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<StoppedWaiting>) => {
-            Err(CourierError::Stopped)
-        }
+        Err(e) if is_stopped(&e) => Err(CourierError::Stopped),
         Err(e) => Err(lost("waiting for an answer")(e)),
     }
 }
@@ -262,6 +267,46 @@ impl Courier for Client {
     fn put_base_blob(&self, image: &str, blob: &Descriptor) -> Result<Stored, CourierError> {
         let call = Call::PutBaseBlob { image: image.to_owned(), blob: blob.clone() };
         expect_stored("putBaseBlob", self.call(&call, None, Patience::UntilStopped)?)
+    }
+
+    fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError> {
+        let (read, write) = std::io::pipe().map_err(lost("making a pipe"))?;
+        let mut stream = UnixStream::connect(&self.socket).map_err(lost("connecting"))?;
+        stream.set_write_timeout(Some(WRITE_WAIT)).map_err(lost("connecting"))?;
+        frame::write(&mut stream, &Call::Secret { id: id.to_owned() }, Some(write.as_fd()))
+            .map_err(lost("sending"))?;
+        drop(write);
+        // The pipe ends when the courier has written all of it, or has nothing to write.
+        let mut bytes = Vec::new();
+        let waiting = Waiting {
+            stream: &read,
+            stop: &self.stop,
+            patience: Patience::UntilStopped,
+            since: Instant::now(),
+        };
+        match waiting.take(MAX_SECRET as u64 + 1).read_to_end(&mut bytes) {
+            Err(e) if is_stopped(&e) => return Err(CourierError::Stopped),
+            result => result.map_err(lost("reading a secret"))?,
+        };
+        match self.answer(&stream, Patience::UntilStopped)? {
+            Reply::Done if bytes.len() <= MAX_SECRET => Ok(Some(Secret(bytes))),
+            Reply::Done => Err(lost("reading a secret")(io::ErrorKind::FileTooLarge.into())),
+            Reply::Absent => Ok(None),
+            other => Err(unexpected("secret", &other)),
+        }
+    }
+
+    fn find_agent(&self, id: &str) -> Result<bool, CourierError> {
+        match self.call(&Call::FindAgent { id: id.to_owned() }, None, Patience::UntilStopped)? {
+            Reply::Done => Ok(true),
+            Reply::Absent => Ok(false),
+            other => Err(unexpected("findAgent", &other)),
+        }
+    }
+
+    fn serve_agent(&self, id: &str, connection: OwnedFd) -> Result<(), CourierError> {
+        let call = Call::ServeAgent { id: id.to_owned() };
+        expect_done("serveAgent", self.call(&call, Some(connection.as_fd()), Patience::UntilStopped)?)
     }
 
     fn commit(&self, config: &str, layers: &[Descriptor]) -> Result<Committed, CourierError> {

@@ -175,3 +175,27 @@ fn no_courier_is_said_with_the_place_to_look() {
         Client::attach(&dir.path().join("none"), &Stop::default(), Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("nobody listens at") && error.contains("courier container"), "{error}");
 }
+
+#[test]
+fn secrets_come_through_a_pipe() {
+    let rig = rig();
+    let ask = |answer: Reply, bytes: &[u8]| {
+        std::thread::scope(|s| {
+            let asked = s.spawn(|| rig.client.secret("npm"));
+            let (stream, call, fd) = accept(&rig.listener);
+            assert_eq!(call, Call::Secret { id: "npm".into() });
+            let mut pipe = File::from(fd.unwrap());
+            // A client that has enough of it reads no more.
+            let _ = pipe.write_all(bytes);
+            drop(pipe);
+            reply(&stream, &answer);
+            asked.join().unwrap()
+        })
+    };
+    assert_eq!(ask(Reply::Done, b"hush").unwrap(), Some(Secret(b"hush".to_vec())));
+    assert_eq!(ask(Reply::Absent, b"").unwrap(), None);
+    assert!(matches!(ask(Reply::Done, &vec![0; MAX_SECRET + 1]), Err(CourierError::Lost { .. })));
+    rig.stop.stop("Cancelled");
+    let asked = rig.client.secret("never answered");
+    assert!(matches!(asked, Err(CourierError::Stopped)), "{asked:?}");
+}

@@ -11,6 +11,8 @@ use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
 use kiln_contract::{Descriptor, Failure};
 
+use crate::engine::Secret;
+
 pub use client::{Client, SOCKET_WAIT};
 
 /// What the courier says after a commit.
@@ -98,6 +100,24 @@ pub trait Courier: Send + Sync {
     /// # Errors
     /// As [`Courier::put_blob`].
     fn put_base_blob(&self, image: &str, blob: &Descriptor) -> Result<Stored, CourierError>;
+
+    /// A secret for a step; `None` when the build was given none of this name.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError>;
+
+    /// Whether the build was given an ssh agent of this name.
+    ///
+    /// # Errors
+    /// Its keys can't be read.
+    fn find_agent(&self, id: &str) -> Result<bool, CourierError>;
+
+    /// Has an ssh agent serve a connection of a step, until that ends.
+    ///
+    /// # Errors
+    /// As [`Courier::find_agent`]; too many connections.
+    fn serve_agent(&self, id: &str, connection: OwnedFd) -> Result<(), CourierError>;
 
     /// Has the manifest composed, pushed and tagged.
     ///

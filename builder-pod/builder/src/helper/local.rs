@@ -2,16 +2,18 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use kiln_contract::request::Isolation;
 
+use super::caches::Caches;
 use super::client::Helper;
-use super::view::work_of;
+use super::view::{self, work_of};
 use super::wire::Request;
 use crate::engine::{
-    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, Step, Stop,
-    Unpacked, User, View,
+    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, MountSource, Output, Owner, Selection,
+    Step, Stop, Unpacked, User, View,
 };
 use crate::sandbox::facts::{self, Facts};
 use crate::sandbox::fault::{At as _, Fault, Stage};
@@ -19,7 +21,7 @@ use crate::sandbox::idmap::{self, IdMap};
 use crate::sandbox::settings::Settings;
 use crate::sandbox::spawn::{self, Failure};
 use crate::sandbox::spec::{ProcChoice, ProcKind, Spec, Task};
-use crate::sandbox::{MOUNT_POINT, oom, probe};
+use crate::sandbox::{MOUNT_POINT, oom, probe, socket};
 
 /// Settings of a [`LocalEngine`].
 #[derive(Debug, Clone)]
@@ -30,6 +32,9 @@ pub struct Options {
     pub host_base: u32,
     /// What all steps are told alike.
     pub settings: Settings,
+    /// Where caches of steps outlast the build, on the file system of the workspace; none: nowhere. It takes rights over
+    /// the files of steps (root, or root of an outer user namespace), which a pod has not.
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -38,6 +43,7 @@ impl Default for Options {
             program: PathBuf::from("/proc/self/exe"),
             host_base: idmap::HOST_RANGE_BASE,
             settings: Settings::default(),
+            cache_dir: None,
         }
     }
 }
@@ -51,6 +57,7 @@ pub struct LocalEngine {
     map: IdMap,
     settings: Settings,
     proc: ProcKind,
+    caches: Option<Caches>,
 }
 
 /// Names of the probe's trees.
@@ -68,6 +75,7 @@ impl LocalEngine {
         let explain = |fault: Fault| probe::explain(&fault, &facts::gather(work_dir));
         let trees = make_directories(work_dir).map_err(explain)?;
         let helper = Helper::start(&options.program, &trees, map).map_err(explain)?;
+        let caches = options.cache_dir.as_deref().map(|dir| Caches::new(dir, &trees, map)).transpose()?;
         let mut engine = Self {
             helper,
             trees,
@@ -75,6 +83,7 @@ impl LocalEngine {
             map,
             settings: options.settings,
             proc: ProcKind::Bound,
+            caches,
         };
         engine.clear()?;
         engine.proc = engine.probe()?;
@@ -118,6 +127,7 @@ impl LocalEngine {
             user: User::default(),
             network: false,
             settings: Settings::default(),
+            mounts: Vec::new(),
             proc: ProcChoice::Try,
         };
         let ended = spawn::run(&self.program, &self.trees, &spec, &mut Silence, &Stop::default())
@@ -128,6 +138,15 @@ impl LocalEngine {
         } else {
             Err(internal(format!("the sandbox probe ended with exit code {}", ended.code)))
         }
+    }
+
+    /// A tree that takes a mount's changes. Alone it is mounted as it is, over others as the upper one of an overlay.
+    fn prepare_upper(&self, lowers: &[String], upper: &str) -> Result<(), EngineError> {
+        if lowers.is_empty() {
+            return self.make_tree(upper, 0o755, Owner::default());
+        }
+        let view = View { lowers: lowers.to_vec(), upper: upper.to_owned() };
+        self.helper.call(&Request::Prepare { view }, None)
     }
 
     fn tell(&self, failure: Failure, stop: &Stop) -> EngineError {
@@ -193,6 +212,35 @@ impl Engine for LocalEngine {
         self.helper.call(&Request::MakeDirectory { view: view.clone(), path: path.to_owned(), owner }, None)
     }
 
+    fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
+        self.helper.call(&Request::MakeTree { tree: tree.to_owned(), mode, owner }, None)
+    }
+
+    fn take_cache(&self, key: &str, tree: &str, wait: bool, stop: &Stop) -> Result<bool, EngineError> {
+        view::check([&tree.to_owned()])?;
+        self.caches.as_ref().map_or(Ok(false), |caches| caches.take(key, tree, wait, stop))
+    }
+
+    fn keep_cache(&self, key: &str, tree: &str) -> Result<bool, EngineError> {
+        self.caches.as_ref().map_or(Ok(false), |caches| caches.keep(key, tree))
+    }
+
+    fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError> {
+        view::check([&name.to_owned()])?;
+        let outside = |inner: u32| {
+            self.map.outside(inner).ok_or_else(|| EngineError {
+                kind: EngineErrorKind::User,
+                message: format!(
+                    "a socket can't be given to {inner}: steps have the ids 0 to {}",
+                    self.map.count - 1
+                ),
+            })
+        };
+        let ids = (outside(owner.uid)?, outside(owner.gid)?);
+        let listening = socket::listen(&self.trees, name, mode, ids);
+        listening.map_err(|error| internal(format!("cannot listen at the socket {name}: {error}")))
+    }
+
     fn user(&self, lowers: &[String], user: &str) -> Result<User, EngineError> {
         self.helper.call(&Request::User { lowers: lowers.to_vec(), user: user.to_owned() }, None)
     }
@@ -203,6 +251,11 @@ impl Engine for LocalEngine {
 
     fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError> {
         let () = self.helper.call(&Request::Prepare { view: step.view.clone() }, None)?;
+        for mount in &step.mounts {
+            if let MountSource::Trees { lowers, upper: Some(upper), .. } = &mount.source {
+                self.prepare_upper(lowers, upper)?;
+            }
+        }
         let spec = Spec {
             map: self.map,
             lowers: step.view.lowers.clone(),
@@ -215,11 +268,16 @@ impl Engine for LocalEngine {
             user: step.user.clone(),
             network: step.network && !self.settings.no_network,
             settings: self.settings.clone(),
+            mounts: step.mounts.clone(),
             proc: ProcChoice::Settled(self.proc),
         };
         let before = oom::kills();
         let ended = spawn::run(&self.program, &self.trees, &spec, output, stop)
             .map_err(|failure| self.tell(failure, stop))?;
+        if !ended.stubs.is_empty() {
+            let (upper, stubs) = (step.view.upper.clone(), ended.stubs.clone());
+            let () = self.helper.call(&Request::RemoveStubs { upper, stubs }, None)?;
+        }
         let out_of_memory = oom::explains(before, oom::kills(), ended.code);
         Ok(Exit { code: ended.code, out_of_memory, stubs: ended.stubs })
     }

@@ -4,6 +4,7 @@
 //! persistent process (`__kiln-helper`) in a user namespace of its own with the same ids as the steps' namespaces. It is a
 //! sibling: a step cannot look into it, though both have the same user 0.
 
+mod caches;
 mod client;
 mod local;
 mod server;
@@ -13,6 +14,7 @@ mod wire;
 use std::process::ExitCode;
 
 pub use local::{LocalEngine, Options};
+pub(crate) use view::work_of;
 
 /// First argument of the program when it is started as the helper.
 pub(crate) const HELPER_WORD: &str = "__kiln-helper";

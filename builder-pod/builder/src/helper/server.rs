@@ -130,9 +130,14 @@ fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
             let root = view::writable(trees, &view)?;
             value(tree::make_directory(root.as_fd(), &path, owner)?)
         }
+        Request::MakeTree { tree, mode, owner } => value(view::make(&tree, mode, owner)?),
         Request::User { lowers, user } => value(tree::user(view::readable(&lowers)?.as_fd(), &user)?),
         Request::Owner { lowers, chown } => value(tree::owner(view::readable(&lowers)?.as_fd(), &chown)?),
         Request::Prepare { view } => value(view::prepare(trees, &view)?),
+        Request::RemoveStubs { upper, stubs } => {
+            view::check([&upper])?;
+            value(tree::remove_stubs(view::directory(&upper)?.as_fd(), &stubs)?)
+        }
         Request::Diff { view, stubs, epoch } => {
             view::check([&view.upper])?;
             let upper = view::directory(&view.upper)?;

@@ -11,9 +11,9 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::engine::{EngineError, EngineErrorKind, View};
+use crate::engine::{EngineError, EngineErrorKind, Owner, View};
 use crate::sandbox::fault::{At as _, Fault, Stage};
-use crate::sandbox::root::top_first;
+use crate::sandbox::root::{self, top_first};
 use crate::sandbox::{EMPTY_TREE, MOUNT_POINT, facts, mounts, probe};
 
 /// Longest name of a tree; short names are what lets 127 layers fit in one page of mount options.
@@ -73,6 +73,38 @@ pub fn prepare(trees: &OwnedFd, view: &View) -> Result<(), EngineError> {
         .map_err(|fault| explain(&fault))
 }
 
+/// Makes an empty tree, unless it is there.
+///
+/// # Errors
+/// Kind `User` for an owner that steps can't have, else `Space` or `Internal`.
+pub fn make(tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
+    check([&tree.to_owned()])?;
+    // Nobody sees it before it is complete, so that one that is there is a whole one.
+    match rustix::fs::mkdir(tree, Mode::from_raw_mode(0o700)) {
+        Err(Errno::EXIST) => return Ok(()),
+        result => result.at(Stage::Overlay, || format!("cannot make tree {tree}")),
+    }
+    .map_err(|fault| explain(&fault))?;
+    let set = rustix::fs::chownat(
+        CWD,
+        tree,
+        Some(Uid::from_raw(owner.uid)),
+        Some(Gid::from_raw(owner.gid)),
+        AtFlags::empty(),
+    )
+    .and_then(|()| rustix::fs::chmodat(CWD, tree, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty()));
+    match set {
+        Ok(()) => Ok(()),
+        Err(errno) => {
+            let _ = rustix::fs::unlinkat(CWD, tree, AtFlags::REMOVEDIR);
+            let message =
+                format!("cannot give a directory to user {} and group {}: {errno}", owner.uid, owner.gid);
+            let kind = if errno == Errno::INVAL { EngineErrorKind::User } else { EngineErrorKind::Internal };
+            Err(EngineError { kind, message })
+        }
+    }
+}
+
 /// The root directory of an overlay has the upper's attributes, so a fresh upper gets those of the layer below.
 fn like_lower(view: &View) -> rustix::io::Result<()> {
     let Some(lower) = view.lowers.last() else { return Ok(()) };
@@ -88,9 +120,8 @@ fn like_lower(view: &View) -> rustix::io::Result<()> {
 /// Kind `Space`, `Isolation` or `Internal`.
 pub fn writable(trees: &OwnedFd, view: &View) -> Result<OwnedFd, EngineError> {
     prepare(trees, view)?;
-    let lowers = if view.lowers.is_empty() { EMPTY_TREE.to_owned() } else { top_first(&view.lowers) };
-    let work = work_of(&view.upper);
-    overlay(&format!("lowerdir={lowers},upperdir={},workdir={work},userxattr,volatile", view.upper))
+    let trees = root::writable(&view.lowers, &view.upper, &work_of(&view.upper));
+    overlay(&format!("{trees},userxattr,volatile"))
 }
 
 /// Opens a view for a COPY. With `link` nothing of what is below is in sight: the upper tree alone then lies over it.

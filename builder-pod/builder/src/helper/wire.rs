@@ -50,12 +50,16 @@ pub enum Request {
     CopyTree { view: View, to: Destination, from: Vec<String>, what: Selection },
     /// [`crate::engine::Engine::make_directory`].
     MakeDirectory { view: View, path: String, owner: Owner },
+    /// [`crate::engine::Engine::make_tree`].
+    MakeTree { tree: String, mode: u32, owner: Owner },
     /// [`crate::engine::Engine::user`].
     User { lowers: Vec<String>, user: String },
     /// [`crate::engine::Engine::owner`].
     Owner { lowers: Vec<String>, chown: String },
     /// Makes what a step's overlay needs.
     Prepare { view: View },
+    /// Takes the mount points out of an upper tree that its step needed.
+    RemoveStubs { upper: String, stubs: Vec<String> },
     /// [`crate::engine::Engine::diff`]; with the place for the tar.
     Diff { view: View, stubs: Vec<String>, epoch: Option<i64> },
     /// [`crate::engine::Engine::remove`].

@@ -11,7 +11,9 @@ use super::copy::{self, Written};
 use super::env::Words;
 use super::graph::{self, Source};
 use super::outline::{Outline, at_step, of_trigger};
-use super::{Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, heredoc, ports, stopsignal};
+use super::{
+    Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, heredoc, mounts, ports, stopsignal,
+};
 use crate::image::{Health, Image, duration, list, quoted};
 
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -160,7 +162,7 @@ impl Evaluation<'_> {
         let invalid = |message: String| PlanError::new(DOCKERFILE_INVALID, line, message);
         match &instruction.kind {
             InstructionKind::Run(run) => {
-                let (action, text) = self.run(state, run);
+                let (action, text) = self.run(state, run, place, words)?;
                 state.op(step, action, text);
             }
             InstructionKind::Copy(written) => {
@@ -328,7 +330,13 @@ impl Evaluation<'_> {
         Ok(())
     }
 
-    fn run(&self, state: &State, run: &Run) -> (Action, String) {
+    fn run(
+        &self,
+        state: &State,
+        run: &Run,
+        place: usize,
+        words: Words<'_>,
+    ) -> Result<(Action, String), PlanError> {
         let (command, script) = heredoc::command(&run.command);
         let argv = state.argv(&command);
         let mut env = Env::default();
@@ -341,16 +349,41 @@ impl Evaluation<'_> {
         for (name, value) in state.env.iter() {
             env.set(name, value);
         }
+        let workdir = state.workdir();
+        let scope = mounts::Scope {
+            words,
+            workdir: &workdir,
+            namespace: self.outline.args.get("BUILDKIT_CACHE_MOUNT_NS").map_or("", String::as_str),
+            find: &|from| self.mount_from(from, place, words.line),
+        };
+        let (mounts, socket) = mounts::resolve(&run.mounts, &scope)?;
+        // As in BuildKit also when the agent is not there and need not be.
+        if let Some(socket) = socket.filter(|_| env.get("SSH_AUTH_SOCK").is_none()) {
+            env.set("SSH_AUTH_SOCK", &socket);
+        }
         let text = format!("RUN {}{} # buildkit", state.args_text(), argv.join(" "));
         let action = Action::Run {
             argv,
             script,
             env: env.pairs(),
-            cwd: state.workdir(),
+            cwd: workdir,
             user: state.image.config.user.clone().filter(|user| !user.is_empty()).unwrap_or("0".into()),
             network: run.network != Network::None,
+            mounts,
         };
-        (action, text)
+        Ok((action, text))
+    }
+
+    /// What `from=` of a mount names.
+    fn mount_from(&self, from: &str, place: usize, line: u32) -> Result<Option<CopyFrom>, PlanError> {
+        let found = match mounts::source(self.outline.names(), from) {
+            Source::Scratch => return Ok(None),
+            Source::Stage(stage) => self.place(stage).filter(|p| *p < place).map(CopyFrom::Stage),
+            Source::Image(reference) => self.image(&reference).map(CopyFrom::Image),
+            Source::Context(name) => Some(self.context(&name)),
+        };
+        let missing = || PlanError::new(INTERNAL, line, format!("RUN --mount=from={from} was not planned"));
+        found.map(Some).ok_or_else(missing)
     }
 
     fn copy_from(&self, from: &str, place: usize, line: u32) -> Result<CopyFrom, PlanError> {
@@ -371,11 +404,11 @@ impl Evaluation<'_> {
         let mut files: Vec<bool> = self.states.iter().map(|state| !state.ops.is_empty()).collect();
         let mut publish = vec![false; count];
         let mut images = self.images;
-        for op in self.states.iter().flat_map(|state| &state.ops) {
-            match op.action {
-                Action::Copy { from: CopyFrom::Stage(stage), .. } => files[stage] = true,
-                Action::Copy { from: CopyFrom::Image(image), .. } => images[image].files = true,
-                _ => {}
+        for from in self.states.iter().flat_map(|state| &state.ops).flat_map(|op| op.action.sources()) {
+            match from {
+                CopyFrom::Stage(stage) => files[stage] = true,
+                CopyFrom::Image(image) => images[image].files = true,
+                CopyFrom::Context | CopyFrom::Named(_) => {}
             }
         }
         if let Some(last) = publish.last_mut() {

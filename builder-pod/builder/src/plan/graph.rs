@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_FOUND};
 use kiln_contract::request::NamedContext;
-use kiln_dockerfile::instruction::Copy;
+use kiln_dockerfile::instruction::{Copy, MountSpec};
 use kiln_dockerfile::{Dockerfile, Instruction, InstructionKind, nearest, parse_trigger};
 
 use super::env::Words;
-use super::{Env, PlanError};
+use super::{Env, PlanError, mounts};
 
 /// What a name in FROM or `--from` means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) struct Scope<'a> {
 
 impl Scope<'_> {
     /// The context of a name, which goes before a stage or image of that name.
-    fn context(&self, name: &str) -> Option<Source> {
+    pub fn context(&self, name: &str) -> Option<Source> {
         let wished = familiar(name);
         let (name, context) = self.contexts.iter().find(|(name, _)| familiar(name) == wished)?;
         Some(match context {
@@ -86,7 +86,7 @@ pub(super) fn target(file: &Dockerfile, wished: Option<&str>) -> Result<usize, P
 }
 
 /// The last stage of a name among the first `before`.
-fn named(file: &Dockerfile, name: &str, before: usize) -> Option<usize> {
+pub(super) fn named(file: &Dockerfile, name: &str, before: usize) -> Option<usize> {
     let name = name.to_lowercase();
     file.stages[..before].iter().rposition(|stage| stage.name.as_deref() == Some(&name))
 }
@@ -160,6 +160,15 @@ fn needs(
             && let Source::Stage(stage) = copy_source(scope, from, line)?
         {
             out.push((stage, line));
+        }
+        if let InstructionKind::Run(run) = &instruction.kind {
+            for from in run.mounts.iter().filter_map(MountSpec::from) {
+                match mounts::source(scope, from) {
+                    Source::Stage(stage) if stage >= index => return Err(mounts::too_late(from, line)),
+                    Source::Stage(stage) => out.push((stage, line)),
+                    _ => {}
+                }
+            }
         }
         Ok(())
     };

@@ -9,6 +9,7 @@ mod env;
 mod evaluate;
 mod graph;
 mod heredoc;
+mod mounts;
 mod outline;
 mod ports;
 mod stopsignal;
@@ -21,6 +22,7 @@ pub const HOSTNAME_ARG: &str = "BUILDKIT_SANDBOX_HOSTNAME";
 
 pub use copy::git_context;
 pub use env::Env;
+pub use mounts::{Cache, Mount};
 pub use outline::{ImageUse, Outline, Target, Triggers};
 pub use target::normalize as normalize_platform;
 pub use types::{Action, Base, BaseImage, CopyFrom, Item, Op, Plan, PlanError, Stage, Step};

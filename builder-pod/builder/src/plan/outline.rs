@@ -6,12 +6,13 @@ use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_STEPS, PlannedStep};
 use kiln_contract::reason::{DOCKERFILE_INVALID, INVALID_SPEC, NOT_SUPPORTED};
 use kiln_contract::request::NamedContext;
+use kiln_dockerfile::instruction::MountSpec;
 use kiln_dockerfile::platform::{is_global_arg, is_proxy_arg};
 use kiln_dockerfile::{Dockerfile, Instruction, InstructionKind, Stage};
 
 use super::env::Words;
 use super::graph::{self, Node, Scope, Source};
-use super::{Env, Plan, PlanError, Step, evaluate, normalize_platform, support, target};
+use super::{Env, Plan, PlanError, Step, evaluate, mounts, normalize_platform, support, target};
 use crate::image::Image;
 
 /// What is asked for.
@@ -165,6 +166,13 @@ impl<'a> Outline<'a> {
                         graph::copy_source(self.names(), from, line).map_err(place)?
                 {
                     self.need(&reference, number, line);
+                }
+                if let InstructionKind::Run(run) = &instruction.kind {
+                    for from in run.mounts.iter().filter_map(MountSpec::from) {
+                        if let Source::Image(reference) = mounts::source(self.names(), from) {
+                            self.need(&reference, number, line);
+                        }
+                    }
                 }
             }
         }

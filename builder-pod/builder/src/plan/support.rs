@@ -4,7 +4,7 @@ use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_SUPPORTED};
 use kiln_dockerfile::instruction::{Copy, Network, Run, Security};
 use kiln_dockerfile::{Instruction, InstructionKind};
 
-use super::PlanError;
+use super::{PlanError, mounts};
 
 /// Refuses an instruction that this version does not carry out.
 pub(super) fn check(instruction: &Instruction, entitlements: &[String]) -> Result<(), PlanError> {
@@ -25,6 +25,9 @@ pub(super) fn check(instruction: &Instruction, entitlements: &[String]) -> Resul
                     ),
                 ))
             }
+            InstructionKind::Run(run) => {
+                run.mounts.iter().try_for_each(|mount| mounts::check_early(mount, line))
+            }
             _ => Ok(()),
         },
     }
@@ -36,9 +39,6 @@ pub(super) fn refusal(what: &str, line: u32) -> PlanError {
 }
 
 fn run_gap(run: &Run, entitlements: &[String]) -> Option<String> {
-    if !run.mounts.is_empty() {
-        return Some("RUN --mount".into());
-    }
     if !run.devices.is_empty() {
         return Some("RUN --device".into());
     }

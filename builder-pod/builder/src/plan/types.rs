@@ -7,6 +7,7 @@ use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_INSTRUCTION, PlannedStep};
 use kiln_contract::text::{printable, truncate};
 
+use super::Mount;
 use crate::chmod::Chmod;
 use crate::engine::{InlineFile, Selection};
 use crate::image::Image;
@@ -143,6 +144,8 @@ pub enum Action {
         user: String,
         /// Whether it has a network.
         network: bool,
+        /// What it mounts.
+        mounts: Vec<Mount>,
     },
     /// `COPY`, `ADD`
     Copy {
@@ -195,8 +198,19 @@ pub enum Item {
     },
 }
 
-/// Where a COPY takes its files from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Action {
+    /// Whose files it reads.
+    pub(super) fn sources(&self) -> Vec<CopyFrom> {
+        match self {
+            Self::Copy { from, .. } => vec![*from],
+            Self::Run { mounts, .. } => mounts.iter().filter_map(Mount::from).collect(),
+            Self::Workdir { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Where a COPY, or a mount, takes its files from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CopyFrom {
     /// The build context.
     Context,

@@ -68,12 +68,20 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
         Call::PutBaseBlob { image, blob } => {
             courier.put_base_blob(&image, &blob).map(|how| Reply::Stored { how })
         }
+        Call::FindAgent { id } => {
+            courier.find_agent(&id).map(|there| if there { Reply::Done } else { Reply::Absent })
+        }
         Call::Commit { config, layers } => courier
             .commit(&config, &layers)
             .map(|done| Reply::Committed { digest: done.digest, references: done.references }),
         Call::Event { event } => done(courier.event(event)),
         Call::Fail { failure } => done(courier.fail(&failure)),
-        Call::ReadBlob { .. } | Call::PutBlob { .. } | Call::Fetch { .. } | Call::FetchGit { .. } => {
+        Call::ReadBlob { .. }
+        | Call::PutBlob { .. }
+        | Call::Fetch { .. }
+        | Call::FetchGit { .. }
+        | Call::Secret { .. }
+        | Call::ServeAgent { .. } => {
             panic!("these carry a descriptor")
         }
     };

@@ -31,6 +31,8 @@ pub enum Stage {
     Dev,
     /// `/etc/resolv.conf` and `/etc/hosts`.
     Files,
+    /// One of the step's own mounts.
+    StepMount,
     /// The host name.
     Hostname,
     /// The loopback interface of a step without network.
@@ -67,6 +69,21 @@ impl Fault {
     /// A failure that no system call reported.
     pub fn new(stage: Stage, what: impl Into<String>) -> Self {
         Self { stage, what: what.into(), errno: None }
+    }
+}
+
+/// Why a step's first process does not become the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// The sandbox could not be made.
+    Fault(Fault),
+    /// What the Dockerfile asks for can't be, in words.
+    Refused(String),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
     }
 }
 

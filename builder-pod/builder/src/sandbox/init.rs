@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Signal, Uid};
 
-use super::fault::{At as _, Fault, Stage};
+use super::fault::{At as _, Fault, Stage, Stop};
 use super::root::{self, Files};
 use super::spec::{Message, Spec, Task};
 use super::{HOSTNAME, caps, command, probe, process, seccomp};
@@ -17,17 +17,6 @@ const NOT_STARTED: i32 = 125;
 
 /// Where the channel to the builder sits while everything above is closed.
 pub const STATUS_FD: i32 = 3;
-
-enum Stop {
-    Fault(Fault),
-    Refused(String),
-}
-
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
 
 /// Becomes the command. Standard error is the step's output, `status` is descriptor [`STATUS_FD`]; `go` speaks when no
 /// process of ours is left in the user namespace.

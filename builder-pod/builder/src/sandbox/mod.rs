@@ -10,11 +10,13 @@
 //! No process of ours is left in the step's user namespace when the command runs, and the launcher holds nothing that
 //! a step could want. What a step may not do is decided by [`caps`] and [`seccomp`], what it sees by [`root`].
 
+pub mod attach;
 pub mod caps;
 pub mod command;
 pub mod device;
 pub mod facts;
 pub mod fault;
+mod fileids;
 pub mod idmap;
 pub mod init;
 pub mod inroot;
@@ -28,6 +30,7 @@ pub mod root;
 pub mod seccomp;
 pub mod seccomp_list;
 pub mod settings;
+pub mod socket;
 pub mod spawn;
 pub mod spec;
 pub mod stdio;

@@ -57,7 +57,7 @@ pub fn bind(stage: Stage, source: &str, target: &impl AsFd, recursive: bool) -> 
 /// # Errors
 /// `stage`.
 pub fn top_of(stage: Stage, place: &Place) -> Result<OwnedFd, Fault> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(&place.parent, &place.name, flags, Mode::empty())
         .at(stage, || format!("cannot open {} after mounting on it", place.name.display()))
 }

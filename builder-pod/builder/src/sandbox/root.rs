@@ -1,5 +1,5 @@
-//! What a step sees as its root: the overlay of its view, `/proc`, `/sys`, `/dev` and private copies of two files of the
-//! pod.
+//! What a step sees as its root: the overlay of its view, `/proc`, `/sys`, `/dev`, private copies of two files of the pod,
+//! and over all that what the step mounts itself.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -7,12 +7,11 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use super::device;
-use super::fault::{At as _, Fault, Stage};
+use super::fault::{At as _, Fault, Stage, Stop};
 use super::inroot::{Kind, Place, ensure};
 use super::mounts::{bind, enter, link_of, make_read_only, mount, top_of};
 use super::spec::{ProcChoice, ProcKind, Spec};
-use super::{EMPTY_TREE, MOUNT_POINT};
+use super::{EMPTY_TREE, MOUNT_POINT, attach, device};
 
 /// Parts of `/proc` that docker hides from containers.
 const MASKED_PROC: [&str; 10] = [
@@ -47,7 +46,7 @@ pub struct Files {
 ///
 /// # Errors
 /// The stage that failed.
-pub fn build(spec: &Spec, files: &Files) -> Result<(Vec<String>, ProcKind), Fault> {
+pub fn build(spec: &Spec, files: &Files) -> Result<(Vec<String>, ProcKind), Stop> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .at(Stage::MakePrivate, || "cannot make mounts private".to_owned())?;
     // A file system of our own to put the root's mount point and the copies on; it goes away with the old root.
@@ -58,13 +57,11 @@ pub fn build(spec: &Spec, files: &Files) -> Result<(Vec<String>, ProcKind), Faul
     let resolv_conf = copy("resolv.conf", &files.resolv_conf)?;
     let hosts = copy("hosts", &files.hosts)?;
 
-    let lowers = if spec.lowers.is_empty() { EMPTY_TREE.to_owned() } else { top_first(&spec.lowers) };
-    let options =
-        format!("lowerdir={lowers},upperdir={},workdir={},userxattr,volatile", spec.upper, spec.work);
+    let options = format!("{},userxattr,volatile", writable(&spec.lowers, &spec.upper, &spec.work));
     mount(Stage::Overlay, "overlay", root_path.as_str(), MountFlags::empty(), &options)?;
 
     let root = open_directory(&root_path).at(Stage::Overlay, || "cannot open the overlay".to_owned())?;
-    // All places first, while nothing but the image is in sight of the walk.
+    // All of our own places first, while nothing but the image is in sight of the walk.
     let mut stubs = Vec::new();
     let proc_place = ensure(&root, "proc", Kind::Directory, &mut stubs)?;
     let sys_place = ensure(&root, "sys", Kind::Directory, &mut stubs)?;
@@ -73,12 +70,19 @@ pub fn build(spec: &Spec, files: &Files) -> Result<(Vec<String>, ProcKind), Faul
     let hosts_place = ensure(&root, "etc/hosts", Kind::File, &mut stubs)?;
 
     let proc = mount_proc(&proc_place, spec.proc)?;
-    mount_sys(&sys_place)?;
+    mount_sys(&sys_place, spec.network)?;
     device::populate(&dev_place, spec.script.as_ref(), spec.settings.shm())?;
     bind(Stage::Files, &link_of(&resolv_conf), &resolv_place.target, false)?;
     bind(Stage::Files, &link_of(&hosts), &hosts_place.target, false)?;
+    attach::all(&spec.mounts, &root, &mut stubs)?;
     enter(&root_path)?;
     Ok((stubs, proc))
+}
+
+/// Overlay's options for trees under one that takes changes.
+pub fn writable(lowers: &[String], upper: &str, work: &str) -> String {
+    let lowers = if lowers.is_empty() { EMPTY_TREE.to_owned() } else { top_first(lowers) };
+    format!("lowerdir={lowers},upperdir={upper},workdir={work}")
 }
 
 /// Overlay's order: the topmost first.
@@ -86,7 +90,11 @@ pub fn top_first(lowers: &[String]) -> String {
     lowers.iter().rev().map(String::as_str).collect::<Vec<_>>().join(":")
 }
 
-fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
+/// Opens a directory to mount from or on.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -122,9 +130,13 @@ fn mount_proc(place: &Place, choice: ProcChoice) -> Result<ProcKind, Fault> {
     Ok(kind)
 }
 
-fn mount_sys(place: &Place) -> Result<(), Fault> {
-    // A fresh one needs a network namespace of our own, and never works where the pod's is masked.
-    bind(Stage::Sys, "/sys", &place.target, true)?;
+fn mount_sys(place: &Place, network: bool) -> Result<(), Fault> {
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // A fresh one shows the network namespace of who mounts it, which has to be our own, and never works where the pod's
+    // is masked: there the pod's interfaces are seen, but not reached.
+    if network || mount(Stage::Sys, "sysfs", link_of(&place.target), flags, "").is_err() {
+        bind(Stage::Sys, "/sys", &place.target, true)?;
+    }
     let top = top_of(Stage::Sys, place)?;
     make_read_only(Stage::Sys, &top)?;
     for path in MASKED_SYS {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fault::Fault;
 use super::idmap::IdMap;
 use super::settings::Settings;
-use crate::engine::{InlineFile, User};
+use crate::engine::{InlineFile, Mount, User};
 
 /// A step for the launcher. The launcher's working directory is the trees directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Spec {
     pub network: bool,
     /// What all steps are told alike.
     pub settings: Settings,
+    /// What lies over the root.
+    pub mounts: Vec<Mount>,
     /// Which `/proc` the step gets.
     pub proc: ProcChoice,
 }
@@ -88,5 +90,6 @@ pub enum Message {
 }
 
 /// Longest message: arguments and environment of one process fit in 2 MiB by the kernel's own limit (`ARG_MAX` with the
-/// usual stack size is 2 MiB), and JSON at most sextuples a byte.
+/// usual stack size is 2 MiB), and JSON at most sextuples a byte; a step's secrets are limited to
+/// [`crate::solve::MAX_SECRETS`].
 pub const MAX_MESSAGE: usize = 16 << 20;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 
 use kiln_contract::call::{GitSource, Stored};
@@ -12,7 +13,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::courier::{CourierError, Fetched};
-use crate::engine::{Destination, Diff, EngineErrorKind, Exit, Output, Owner, Step, Unpacked, User, View};
+use crate::engine::{
+    Destination, Diff, EngineErrorKind, Exit, MountSource, Output, Owner, Secret, Step, Unpacked, User, View,
+};
 
 pub(crate) fn id(text: &str) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(text.as_bytes())))
@@ -44,6 +47,10 @@ pub(crate) struct FakeEngine {
     /// How a command ends; 0 when absent.
     pub codes: BTreeMap<String, i32>,
     pub out_of_memory: bool,
+    /// Caches outlast a build.
+    pub keeps_caches: bool,
+    /// Where the sockets are.
+    pub sockets: Mutex<BTreeMap<String, std::path::PathBuf>>,
     /// Commands that wait until the build is told to stop.
     pub endless: bool,
     /// What a call (by its first word) fails with.
@@ -94,6 +101,33 @@ impl Engine for FakeEngine {
         self.note("make_directory", &format!("{} {path} {}", view.upper, owner.uid))
     }
 
+    fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
+        self.note("make_tree", &format!("{tree} {mode:o} {}:{}", owner.uid, owner.gid))
+    }
+
+    fn take_cache(&self, key: &str, tree: &str, wait: bool, _stop: &Stop) -> Result<bool, EngineError> {
+        if self.keeps_caches {
+            self.note("take_cache", &format!("{key} {tree} {wait}"))?;
+        }
+        Ok(self.keeps_caches && self.notes.all().contains(&format!("keep_cache {key}")))
+    }
+
+    fn keep_cache(&self, key: &str, _tree: &str) -> Result<bool, EngineError> {
+        if self.keeps_caches {
+            self.note("keep_cache", key)?;
+        }
+        Ok(self.keeps_caches)
+    }
+
+    fn listen(&self, name: &str, mode: u32, owner: Owner) -> Result<UnixListener, EngineError> {
+        self.note("listen", &format!("{name} {mode:o} {}:{}", owner.uid, owner.gid))?;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.keep().join(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        self.sockets.lock().unwrap().insert(name.to_owned(), path);
+        Ok(listener)
+    }
+
     fn user(&self, _lowers: &[String], user: &str) -> Result<User, EngineError> {
         self.note("user", user)?;
         Ok(User::default())
@@ -107,6 +141,20 @@ impl Engine for FakeEngine {
     fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError> {
         let command = step.argv.last().cloned().unwrap_or_default();
         self.note("run", &format!("{}+{} {command}", step.view.lowers.join(","), step.view.upper))?;
+        for mount in &step.mounts {
+            self.notes.add(format!("mount {} {} {:?}", mount.target, mount.read_only, mount.source));
+        }
+        for mount in &step.mounts {
+            let MountSource::Socket { name } = &mount.source else { continue };
+            let path = self.sockets.lock().unwrap().get(name).unwrap().clone();
+            let mut answer = String::new();
+            UnixStream::connect(&path).unwrap().read_to_string(&mut answer).unwrap();
+            std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+            self.notes.add(format!("connected {answer}"));
+        }
+        if !step.mounts.is_empty() {
+            self.notes.add(format!("env {}", step.env.join(" ")));
+        }
         output.write(format!("output of {command}\n").as_bytes());
         if self.endless {
             while !stop.is_stopped() {
@@ -130,8 +178,8 @@ impl Engine for FakeEngine {
         Ok(Diff::default())
     }
 
-    fn remove(&self, _trees: &[String]) -> Result<(), EngineError> {
-        Ok(())
+    fn remove(&self, trees: &[String]) -> Result<(), EngineError> {
+        self.note("remove", &trees.join(","))
     }
 }
 
@@ -140,6 +188,7 @@ impl Engine for FakeEngine {
 pub(crate) struct FakeCourier {
     pub notes: Notes,
     pub fail: Mutex<BTreeMap<&'static str, Failure>>,
+    pub secrets: BTreeMap<&'static str, String>,
     /// The diff IDs in the configs are wrong.
     pub wrong: bool,
     pub committed: Mutex<Option<(Value, Vec<Descriptor>)>>,
@@ -214,6 +263,22 @@ impl Courier for FakeCourier {
     fn put_base_blob(&self, image: &str, _blob: &Descriptor) -> Result<Stored, CourierError> {
         self.note("put_base_blob", image)?;
         Ok(Stored::Mounted)
+    }
+
+    fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError> {
+        self.note("secret", id)?;
+        Ok(self.secrets.get(id).map(|value| Secret(value.as_bytes().to_vec())))
+    }
+
+    fn find_agent(&self, id: &str) -> Result<bool, CourierError> {
+        self.note("find_agent", id)?;
+        Ok(id == "default")
+    }
+
+    fn serve_agent(&self, id: &str, connection: OwnedFd) -> Result<(), CourierError> {
+        let mut stream = std::os::unix::net::UnixStream::from(connection);
+        stream.write_all(format!("agent {id}").as_bytes()).unwrap();
+        self.note("serve_agent", id)
     }
 
     fn commit(&self, config: &str, layers: &[Descriptor]) -> Result<Committed, CourierError> {

@@ -1,11 +1,14 @@
 //! Carries out a plan over the engine and the courier: base images come in and layers go out in the background, steps run
 //! one after another.
 
+mod agent;
 mod bases;
 mod checkout;
 pub mod failure;
 pub mod log;
+mod mount;
 mod publish;
+mod redact;
 mod resolve;
 mod shared;
 mod step;
@@ -33,6 +36,9 @@ use step::Steps;
 
 pub use checkout::Checkout;
 pub use resolve::resolve;
+
+/// Bytes of all secrets that one step mounts, together: they are in memory, several times while the step starts.
+pub const MAX_SECRETS: usize = 4 << 20;
 
 /// The build context.
 pub trait Context: Sync {

@@ -14,9 +14,11 @@ use super::bases::Bases;
 use super::checkout::Checkout;
 use super::failure::{Halt, internal, of_engine};
 use super::log::{Entry, Log};
+use super::mount::Mounted;
 use super::publish::{Job, spool_file};
+use super::redact::Redactor;
 use super::shared::{Place, Shared};
-use super::{Wishes, World, short};
+use super::{Wishes, World, agent, short};
 use crate::engine::Step as Command;
 use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
 use crate::plan::{Action, Base, CopyFrom, Item, Op, Plan, Stage};
@@ -28,13 +30,14 @@ const TAIL: usize = 2 * kiln_contract::failure::MAX_LOG_TAIL;
 
 /// Runs the steps of a plan.
 pub(super) struct Steps<'a> {
-    plan: &'a Plan,
+    pub(super) plan: &'a Plan,
     wishes: Wishes<'a>,
     world: World<'a>,
-    shared: &'a Shared<'a>,
-    bases: &'a Bases<'a>,
+    pub(super) shared: &'a Shared<'a>,
+    pub(super) bases: &'a Bases<'a>,
     /// What each stage that was run left.
-    stages: Vec<Left>,
+    pub(super) stages: Vec<Left>,
+    pub(super) mounted: Mounted,
     /// When each step ended.
     pub ended: BTreeMap<u32, String>,
     layers: usize,
@@ -43,9 +46,9 @@ pub(super) struct Steps<'a> {
 
 /// What a stage left.
 #[derive(Debug, Clone, Default)]
-struct Left {
+pub(super) struct Left {
     /// Trees from the bottom up.
-    trees: Vec<String>,
+    pub trees: Vec<String>,
     /// Names the stage's state: a sum over its base and its instructions so far.
     id: String,
 }
@@ -65,6 +68,7 @@ impl<'a> Steps<'a> {
             shared,
             bases,
             stages: Vec::new(),
+            mounted: Mounted::default(),
             ended: BTreeMap::new(),
             layers: 0,
             uppers: 0,
@@ -163,13 +167,13 @@ impl<'a> Steps<'a> {
         let engine = |error: EngineError| of_engine(&error, Some(&op.action));
         let mut stubs = Vec::new();
         match &op.action {
-            Action::Run { argv, script, env, cwd, user, network } => {
+            Action::Run { argv, script, env, cwd, user, network, mounts } => {
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
                     env.push(format!("HOME={}", user.home));
                 }
-                let command = Command {
+                let mut command = Command {
                     view: view.clone(),
                     argv: argv.clone(),
                     script: script.clone(),
@@ -177,8 +181,15 @@ impl<'a> Steps<'a> {
                     cwd: cwd.clone(),
                     user,
                     network: *network,
+                    mounts: Vec::new(),
                 };
-                stubs = self.command(&command, log).map_err(|halt| halt.into_halt(&op.action))?.stubs;
+                stubs = self.with_mounts(mounts, |steps, prepared| {
+                    prepared.set(&mut command.env);
+                    command.mounts.clone_from(&prepared.mounts);
+                    let run = || steps.command(&command, log);
+                    let ended = agent::with(&prepared.agents, steps.shared.courier, run)?;
+                    ended.map(|exit| exit.stubs).map_err(|fault| fault.into_halt(&op.action))
+                })?;
             }
             Action::Workdir { path, user } => {
                 let owner = match user {
@@ -299,8 +310,10 @@ impl<'a> Steps<'a> {
     fn command(&self, command: &Command, log: &mut dyn Log) -> Result<Exit, CommandFault> {
         let id = digest(&[self.wishes.attempt, &command.view.upper]);
         log.entry(Entry::Running { id: short(&id) });
-        let mut output = StepOutput { log: &mut *log, tail: Vec::new() };
+        let redactor = Redactor::new(&self.mounted.secrets);
+        let mut output = StepOutput { log: &mut *log, redactor, tail: Vec::new() };
         let ended = self.shared.engine.run(command, &mut output, self.shared.stop);
+        output.finish();
         let tail = String::from_utf8_lossy(&output.tail).into_owned();
         let words = command.argv.join(" ");
         match ended {
@@ -311,6 +324,17 @@ impl<'a> Steps<'a> {
             }
             Err(error) => Err(CommandFault::Engine { error, tail }),
         }
+    }
+
+    /// Files of a context, the build's own or a named one.
+    pub(super) fn copy_context(
+        &self,
+        view: &View,
+        to: &Destination,
+        name: Option<&str>,
+        what: &Selection,
+    ) -> Result<(), EngineError> {
+        self.copy_stream(view, to, |out| self.world.context.send(name, what, out))
     }
 
     /// Files of ours go through a pipe: this side opens them, the helper writes them.
@@ -409,14 +433,31 @@ fn check_owner(lowers: &[String], chown: &str) -> Result<(), Halt> {
     Err(Failure::new(FailureClass::User, reason::NOT_FOUND, message).into())
 }
 
-/// Hands a command's output to the log and keeps its end.
+/// Hands a command's output, without the build's secrets, to the log and keeps its end.
 struct StepOutput<'a> {
     log: &'a mut dyn Log,
+    redactor: Redactor,
     tail: Vec<u8>,
 }
 
 impl Output for StepOutput<'_> {
     fn write(&mut self, bytes: &[u8]) {
+        let bytes = self.redactor.take(bytes);
+        self.show(&bytes);
+    }
+}
+
+impl StepOutput<'_> {
+    /// The command has ended.
+    fn finish(&mut self) {
+        let bytes = self.redactor.finish();
+        self.show(&bytes);
+    }
+
+    fn show(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         self.log.entry(Entry::Output { bytes });
         self.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
         if self.tail.len() > 2 * TAIL {

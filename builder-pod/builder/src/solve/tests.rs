@@ -289,3 +289,6 @@ fn global_arguments_are_steps_too() {
     rig.build("ARG A=alpine\nFROM $A\nRUN x\n").unwrap();
     assert_eq!(rig.log.0[..4], ["Step 1/3 : ARG A=alpine", "---> 12", "Step 2/3 : FROM $A", "---> 12"]);
 }
+
+#[path = "mount_tests.rs"]
+mod mounts;

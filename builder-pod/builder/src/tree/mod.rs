@@ -56,6 +56,15 @@ pub enum Ignored {
     YesButLookInside,
 }
 
+/// Removes from an upper tree the mount points that were made in it, as far as they are as empty as they were made: what
+/// stands on this tree is not to see them. `stubs` are paths from the root, parents first.
+///
+/// # Errors
+/// [`TreeError::Io`].
+pub fn remove_stubs(upper: BorrowedFd<'_>, stubs: &[String]) -> Result<(), TreeError> {
+    stubs.iter().rev().try_for_each(|stub| remove::remove_empty(upper, &at::clean(stub.as_bytes())))
+}
+
 /// Removes the tree `name` of the directory `trees`; one that is not there is fine.
 ///
 /// # Errors

@@ -39,6 +39,27 @@ pub(super) fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), TreeErr
     Ok(())
 }
 
+/// Removes the empty file or directory `path` (clean) of `root`; anything else, or nothing, is left.
+pub(super) fn remove_empty(root: BorrowedFd<'_>, path: &[u8]) -> Result<(), TreeError> {
+    let failed = |e: Errno| TreeError::io("removing", path, e);
+    let (above, name) = at::split(path);
+    let dir = match at::open_plain(root, above) {
+        // The step has put something else there, or the place was in another mount.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+        opened => opened.map_err(failed)?,
+    };
+    let Some(stat) = at::look(&dir, name).map_err(failed)? else { return Ok(()) };
+    let flags = match at::kind(&stat) {
+        FileType::Directory => AtFlags::REMOVEDIR,
+        FileType::RegularFile if stat.st_size == 0 => AtFlags::empty(),
+        _ => return Ok(()),
+    };
+    match rustix::fs::unlinkat(&dir, name, flags) {
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
 /// Removes everything but directories and says which directories are left.
 fn empty_of_files(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, TreeError> {
     let mut left = Vec::new();

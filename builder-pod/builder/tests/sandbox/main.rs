@@ -6,8 +6,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a case that panics is a case that failed")]
 
+mod boundary;
 mod cases;
 mod image;
+mod mounts;
 mod orphans;
 mod pod;
 mod rootless;

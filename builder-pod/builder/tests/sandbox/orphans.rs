@@ -43,6 +43,7 @@ pub fn victim(arguments: &[String]) -> Option<ExitCode> {
         cwd: "/".into(),
         user: User { owner: Owner { uid: 1000, gid: 1000 }, groups: vec![], home: "/".into() },
         network: true,
+        mounts: vec![],
     };
     let result = engine.run(&step, &mut Stdout, &Stop::default());
     println!("{result:?}");

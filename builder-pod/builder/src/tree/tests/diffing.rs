@@ -323,3 +323,24 @@ fn a_full_workspace_says_so() {
     let error = diff(Tree::new().fd(), None, &[], None, full).unwrap_err();
     assert!(matches!(error, TreeError::Space { .. }), "{error:?}");
 }
+
+#[test]
+fn stubs_are_taken_out_as_far_as_they_are_empty() {
+    let tree = Tree::with(
+        "mkdir -p new/deep/m etc/kept other; : > etc/resolv.conf; echo x > etc/kept/x; echo y > hosts; ln -s other l; : > other/f",
+    );
+    let stubs = [
+        "new",
+        "new/deep",
+        "new/deep/m",
+        "etc/resolv.conf",
+        "etc/kept",
+        "hosts",
+        "l/f",
+        "gone/x",
+        "other/f/x",
+    ];
+    crate::tree::remove_stubs(tree.fd(), &stubs.map(str::to_owned)).unwrap();
+    let left: Vec<String> = tree.show().into_keys().collect();
+    assert_eq!(left, ["etc", "etc/kept", "etc/kept/x", "hosts", "l", "other", "other/f"]);
+}

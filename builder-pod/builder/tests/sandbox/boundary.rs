@@ -1,20 +1,22 @@
-//! What a step can neither see nor reach.
+//! What a step can see and reach, and with which rights.
 
 use kiln_builder::sandbox::spec::ProcKind;
 
-use super::World;
+use crate::cases::{Case, World};
 
-pub(super) fn no_descriptors_no_environment(world: &World) {
-    let open = std::fs::File::open("/etc/passwd").unwrap();
-    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
-    // 3 is the directory that ls itself reads.
-    assert_eq!(world.says(&world.shell("ls /proc/self/fd")), "0\n1\n2\n3\n");
-    assert!(world.says(&world.shell("readlink /proc/self/fd/0")).contains("/dev/null"));
-    let text = world.says(&world.step(&["b0"], &["env"]));
-    assert_eq!(text, "PATH=/usr/bin:/bin\nA=b c\n");
-}
+pub const CASES: &[Case] = &[
+    ("proc_is_protected", proc_is_protected),
+    ("kill_everything_hits_only_the_step", kill_everything_hits_only_the_step),
+    ("only_the_image_is_in_sight", only_the_image_is_in_sight),
+    ("setuid_programs_work", setuid_programs_work),
+    ("capabilities_are_dockers", capabilities_are_dockers),
+    ("docker_s_filter_is_in_force", dockers_filter_is_in_force),
+    ("no_network", no_network),
+    ("devices", devices),
+    ("no_descriptors_no_environment", no_descriptors_no_environment),
+];
 
-pub(super) fn proc_is_protected(world: &World) {
+fn proc_is_protected(world: &World) {
     for script in [
         "echo x > /proc/sys/kernel/hostname",
         "echo b > /proc/sysrq-trigger",
@@ -45,12 +47,12 @@ pub(super) fn proc_is_protected(world: &World) {
     }
 }
 
-pub(super) fn kill_everything_hits_only_the_step(world: &World) {
+fn kill_everything_hits_only_the_step(world: &World) {
     assert_eq!(world.says(&world.shell("sleep 100 & kill -9 -1; echo alive")), "alive\n");
     assert_eq!(world.says(&world.shell("echo still")), "still\n");
 }
 
-pub(super) fn only_the_image_is_in_sight(world: &World) {
+fn only_the_image_is_in_sight(world: &World) {
     let text = world.says(&world.shell("ls /; ls /proc/self/root/; cat /proc/self/mountinfo"));
     let (listing, mounts) = text.split_at(text.find(" / ").unwrap());
     let expected = "bin\ndev\netc\nhome\nproc\nroot\nsys\ntmp\n";
@@ -66,7 +68,15 @@ pub(super) fn only_the_image_is_in_sight(world: &World) {
     }
 }
 
-pub(super) fn capabilities_are_dockers(world: &World) {
+fn setuid_programs_work(world: &World) {
+    assert_eq!(world.says(&world.app("su -c 'id -u; touch /root/made' root")), "0\n");
+    assert_eq!(
+        world.says(&world.shell("su app -c 'id -u; touch /root/x 2>/dev/null || echo refused'")),
+        "1000\nrefused\n"
+    );
+}
+
+fn capabilities_are_dockers(world: &World) {
     let read = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | tr -d ' \\n\\t'";
     let docker = "00000000a80425fb";
     let none = "0000000000000000";
@@ -77,7 +87,7 @@ pub(super) fn capabilities_are_dockers(world: &World) {
     assert_eq!(world.says(&world.app(read)), all(none));
 }
 
-pub(super) fn dockers_filter_is_in_force(world: &World) {
+fn dockers_filter_is_in_force(world: &World) {
     for script in ["mount -t tmpfs none /tmp", "unshare -m true", "unshare -U true", "hostname other"] {
         let (exit, text) = world.run(&world.shell(script)).unwrap();
         assert!(
@@ -88,7 +98,7 @@ pub(super) fn dockers_filter_is_in_force(world: &World) {
     }
 }
 
-pub(super) fn no_network(world: &World) {
+fn no_network(world: &World) {
     let mut step = world.shell(
         "ls /sys/class/net > /dev/null; ip -o link | wc -l; ping -c 1 127.0.0.1 | grep -c ' 0% packet loss'",
     );
@@ -96,7 +106,7 @@ pub(super) fn no_network(world: &World) {
     assert_eq!(world.says(&step), "1\n1\n");
 }
 
-pub(super) fn devices(world: &World) {
+fn devices(world: &World) {
     let text = world.says(&world.shell(
         "cd /dev; ls | tr '\\n' ' '; echo x > null; head -c 3 zero | wc -c; head -c 3 urandom | wc -c; \
          for link in fd stdin stdout stderr ptmx; do readlink $link; done; echo x > shm/x; stat -c %a shm pts; echo x > full || true",
@@ -112,4 +122,14 @@ pub(super) fn devices(world: &World) {
         "{text}"
     );
     assert!(text.contains("No space left"), "{text}");
+}
+
+fn no_descriptors_no_environment(world: &World) {
+    let open = std::fs::File::open("/etc/passwd").unwrap();
+    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
+    // 3 is the directory that ls itself reads.
+    assert_eq!(world.says(&world.shell("ls /proc/self/fd")), "0\n1\n2\n3\n");
+    assert!(world.says(&world.shell("readlink /proc/self/fd/0")).contains("/dev/null"));
+    let text = world.says(&world.step(&["b0"], &["env"]));
+    assert_eq!(text, "PATH=/usr/bin:/bin\nA=b c\n");
 }
