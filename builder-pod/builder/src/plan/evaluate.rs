@@ -3,7 +3,7 @@
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::reason::{BASE_IMAGE_INVALID, DOCKERFILE_INVALID, INTERNAL};
-use kiln_dockerfile::instruction::{Arg, CommandLine, Healthcheck, KeyValue, Network, Run};
+use kiln_dockerfile::instruction::{Arg, Healthcheck, KeyValue, Network, Run};
 use kiln_dockerfile::platform::{PROXY_ARGS, is_proxy_arg};
 use kiln_dockerfile::{Instruction, InstructionKind};
 
@@ -11,25 +11,11 @@ use super::copy::{self, Written};
 use super::env::Words;
 use super::graph::{self, Source};
 use super::outline::{Outline, at_step, of_trigger};
+use super::state::State;
 use super::{
-    Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, heredoc, mounts, ports, stopsignal,
+    Action, Base, BaseImage, CopyFrom, Env, Plan, PlanError, Stage, heredoc, mounts, ports, stopsignal,
 };
 use crate::image::{Health, Image, duration, list, quoted};
-
-const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
-
-/// A stage as it is evaluated.
-#[derive(Clone)]
-struct State {
-    image: Image,
-    /// What variables expand to: the image's environment and the stage's ARGs.
-    env: Env,
-    /// ARGs in scope, in order.
-    args: Vec<Arg>,
-    /// The stage has a CMD of its own, which an ENTRYPOINT leaves alone.
-    own_cmd: bool,
-    ops: Vec<Op>,
-}
 
 struct Evaluation<'a> {
     outline: &'a Outline<'a>,
@@ -449,41 +435,6 @@ impl Evaluation<'_> {
             contexts: self.outline.contexts.keys().cloned().collect(),
             unused_args: self.outline.unused_args(),
         }
-    }
-}
-
-impl State {
-    /// Notes something to do with files, and its layer in the history.
-    fn op(&mut self, step: u32, action: Action, created_by: String) {
-        self.image.commit(step, created_by.clone(), true);
-        self.ops.push(Op { step, created_by, action });
-    }
-
-    fn workdir(&self) -> String {
-        let dir = self.image.config.working_dir.as_deref().unwrap_or_default();
-        if dir.starts_with('/') { dir.to_owned() } else { copy::clean(dir) }
-    }
-
-    /// The words of a command; SHELL in front of one in shell form.
-    fn argv(&self, command: &CommandLine) -> Vec<String> {
-        if !command.shell_form {
-            return command.args.clone();
-        }
-        let shell = self.image.config.shell.clone().filter(|shell| !shell.is_empty());
-        let mut argv = shell.unwrap_or_else(|| DEFAULT_SHELL.map(str::to_owned).to_vec());
-        argv.push(command.args.join(" "));
-        argv
-    }
-
-    /// `|2 A=1 B= `: the ARGs in scope with the values that the command sees; nothing when there are none.
-    fn args_text(&self) -> String {
-        let mut values = Env::default();
-        for arg in &self.args {
-            let value = self.env.get(&arg.key).or(arg.value.as_deref()).unwrap_or_default();
-            values.set(&arg.key, value);
-        }
-        let pairs = values.pairs();
-        if pairs.is_empty() { String::new() } else { format!("|{} {} ", pairs.len(), pairs.join(" ")) }
     }
 }
 

@@ -12,6 +12,7 @@ mod heredoc;
 mod mounts;
 mod outline;
 mod ports;
+mod state;
 mod stopsignal;
 mod support;
 mod target;
