@@ -24,6 +24,7 @@ fn resolve(reference: &str) -> ResolvedImage {
                          "User": "daemon", "Shell": ["/bin/ash", "-ec"], "Labels": {"a": "base"}}),
         "onbuild" => json!({"Env": [PATH], "OnBuild": ["COPY . /src", "RUN make", "ENV DONE=1"]}),
         "onbuild-from" => json!({"OnBuild": ["COPY --from=elsewhere /x /y"]}),
+        "onbuild-mount" => json!({"OnBuild": ["RUN --mount=from=elsewhere,target=/m true"]}),
         "onbuild-bad" => json!({"OnBuild": ["RUN --network=host true"]}),
         _ => json!({"Env": [PATH], "Cmd": ["sh"]}),
     };
