@@ -15,6 +15,9 @@ use crate::config::Config;
 use super::dereference::Dereferenced;
 use super::digest;
 
+/// The build argument behind `spec.output.sourceDateEpoch`.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 /// What the object asks for, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
@@ -169,7 +172,7 @@ fn build(spec: &ImageBuildSpec, files: &[File], config: &Config) -> Result<Build
         context_dir: spec.context_dir.clone(),
         dockerfile: spec.dockerfile.clone(),
         target: spec.target.clone(),
-        args: spec.args.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
+        args: arguments(spec)?,
         secrets: given("spec.secrets", secrets)?,
         ssh: given("spec.ssh", ssh)?,
         labels: spec.labels.clone(),
@@ -208,6 +211,21 @@ fn given<'a>(
         out.push(Given { id: id.clone(), secret: secret.clone(), key: key.clone() });
     }
     Ok(out)
+}
+
+/// The build arguments, the epoch among them.
+fn arguments(spec: &ImageBuildSpec) -> Result<BTreeMap<String, String>, Failure> {
+    let mut args: BTreeMap<String, String> =
+        spec.args.iter().map(|a| (a.name.clone(), a.value.clone())).collect();
+    if let Some(seconds) = spec.output.source_date_epoch {
+        let seconds = seconds.to_string();
+        if args.insert(EPOCH.to_owned(), seconds.clone()).is_some_and(|other| other != seconds) {
+            return Err(invalid(format!(
+                "spec.output.sourceDateEpoch is {seconds} and the build argument {EPOCH} says otherwise; set one of them"
+            )));
+        }
+    }
+    Ok(args)
 }
 
 impl Build {
@@ -304,6 +322,7 @@ mod tests {
                 image: "reg.x:5000/a".into(),
                 tags: vec!["v1".into()],
                 insecure: true,
+                source_date_epoch: None,
             },
             ..ImageBuildSpec::default()
         }
@@ -344,6 +363,19 @@ mod tests {
         );
         assert_eq!(request.registries.insecure, ["reg.x:5000"]);
         assert!(request.platform.starts_with("linux/"));
+    }
+
+    #[test]
+    fn an_epoch_is_a_build_argument() {
+        let mut spec = spec();
+        spec.output.source_date_epoch = Some(7);
+        let found = files(&[("Dockerfile", "FROM scratch\n")]);
+        let Buildable::Yes(build) = validate(&spec, &found, &config("")).buildable else {
+            panic!("not buildable")
+        };
+        assert_eq!(build.args[EPOCH], "7");
+        spec.args = vec![v1alpha1::BuildArg { name: EPOCH.into(), value: "8".into() }];
+        assert!(refused(&spec, &found, &config("")).message.contains("sourceDateEpoch"));
     }
 
     #[test]
