@@ -135,7 +135,7 @@ async fn one_input_with_an_epoch_has_one_digest_in_either_isolation() -> Result<
         let files =
             json!([{"path": "Dockerfile", "content": dockerfile}, {"path": "app.txt", "content": "hello\n"}]);
         let spec = json!({"source": {"inline": {"files": files}}, "isolation": isolation,
-            "resources": {"limits": {"cpu": cpu}},
+            "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": cpu}},
             "output": {"image": crate::target(&registry, &sandbox.name, name), "sourceDateEpoch": 1_700_000_000}});
         sandbox.apply(name, &spec).await?;
         sandbox.succeeded(name, 120).await?;
