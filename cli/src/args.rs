@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::given::{SecretSpec, SshSpec};
 use crate::output::OutputSpec;
+use kiln_builder::sandbox::settings::{Host, Ulimit, parse_bytes};
 
 /// Builds container images without a daemon.
 #[derive(Debug, Parser)]
@@ -35,9 +36,31 @@ pub struct BuildArgs {
     /// Stage to build [default: the last one].
     #[arg(long, value_name = "STAGE")]
     pub target: Option<String>,
+    /// What to build for, as os/arch[/variant] [default: this machine]. Commands of another platform run only where the
+    /// machine emulates it.
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
     /// Build argument; without a value, that of the environment variable of this name.
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub build_args: Vec<String>,
+    /// What FROM and --from may name beside stages and images: a directory, docker-image://REF or a git repository.
+    #[arg(long = "build-context", value_name = "NAME=PLACE")]
+    pub build_contexts: Vec<String>,
+    /// Further host of /etc/hosts in every step.
+    #[arg(long = "add-host", value_name = "NAME=ADDRESS")]
+    pub add_hosts: Vec<Host>,
+    /// What a step may have: network.host.
+    #[arg(long = "allow", value_name = "WORD")]
+    pub allow: Vec<String>,
+    /// Network of all steps: default, or none.
+    #[arg(long, value_enum, default_value_t = Network::Default)]
+    pub network: Network,
+    /// Size of /dev/shm in every step [default: 64m].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub shm_size: Option<u64>,
+    /// Limit of every step's processes.
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    pub ulimits: Vec<Ulimit>,
     /// Label to add to the image.
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub labels: Vec<String>,
@@ -70,6 +93,17 @@ pub struct BuildArgs {
     /// Where layers are kept while the build runs: a directory on ext4, xfs, btrfs or tmpfs [default: /var/tmp].
     #[arg(long, value_name = "DIR", env = "KILN_WORK_DIR")]
     pub work_dir: Option<PathBuf>,
+}
+
+/// Network of all steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// The machine's.
+    Default,
+    /// Only loopback.
+    None,
+    /// The machine's, too: steps have no other.
+    Host,
 }
 
 /// How progress is shown.

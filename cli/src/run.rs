@@ -9,15 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result, anyhow, bail};
 use kiln_builder::engine::{Engine, Stop};
 use kiln_builder::helper::{LocalEngine, Options as EngineOptions};
+use kiln_builder::plan::git_context;
 use kiln_builder::run::{Human, Settings};
+use kiln_builder::sandbox::settings::Settings as StepSettings;
 use kiln_builder::solve::log::{Entry, Log};
-use kiln_contract::request::{BuildRequest, Isolation, Output, Registries, Source};
+use kiln_contract::request::{BuildRequest, Isolation, NamedContext, Output, Registries, Source};
 use kiln_contract::{VERSION, reason};
 use kiln_courier::{Given, Options, serve};
 use kiln_registry::Credentials;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{BuildArgs, Progress};
+use crate::args::{BuildArgs, Network, Progress};
 use crate::given;
 use crate::output::OutputSpec;
 
@@ -63,6 +65,7 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
             interrupted.stop(reason::CANCELLED);
         }
     });
+    let settings = settings(args, &request)?;
     let work_dir = work.path().join("work");
     std::fs::create_dir(&work_dir)?;
     std::fs::set_permissions(&work_dir, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
@@ -78,7 +81,11 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
             work_dir: &work_dir,
             stop: &stop,
             start_engine: &|work_dir, isolation| {
-                let options = EngineOptions { cache_dir: args.cache_dir.clone(), ..EngineOptions::default() };
+                let options = EngineOptions {
+                    settings: settings.clone(),
+                    cache_dir: args.cache_dir.clone(),
+                    ..EngineOptions::default()
+                };
                 let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(work_dir, isolation, options)?);
                 Ok(engine)
             },
@@ -99,6 +106,21 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
         )?;
     }
     Ok(true)
+}
+
+/// What all steps are told alike.
+fn settings(args: &BuildArgs, request: &BuildRequest) -> Result<StepSettings> {
+    let mut settings = StepSettings {
+        hosts: args.add_hosts.clone(),
+        shm_bytes: args.shm_size,
+        ulimits: args.ulimits.clone(),
+        no_network: args.network == Network::None,
+        ..StepSettings::default()
+    };
+    if let Some(name) = request.args.get(kiln_builder::plan::HOSTNAME_ARG) {
+        settings.set_hostname(name).map_err(|e| anyhow!("{}: {e}", kiln_builder::plan::HOSTNAME_ARG))?;
+    }
+    Ok(settings)
 }
 
 /// What the command line gives to steps.
@@ -149,7 +171,9 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         target: args.target.clone(),
         args: build_args(&args.build_args),
         labels: pairs(&args.labels)?,
-        platform: format!("linux/{}", architecture()),
+        entitlements: args.allow.clone(),
+        contexts: contexts(&args.build_contexts)?,
+        platform: args.platform.clone().unwrap_or_else(|| format!("linux/{}", architecture())),
         output: output(args, work)?,
         isolation,
         timeout_seconds: args.timeout,
@@ -197,6 +221,28 @@ fn build_args(args: &[String]) -> BTreeMap<String, String> {
         None => std::env::var(arg).ok().map(|value| (arg.clone(), value)),
     };
     args.iter().filter_map(value).collect()
+}
+
+/// `NAME=PLACE`; a place without a scheme is a directory.
+fn contexts(written: &[String]) -> Result<BTreeMap<String, NamedContext>> {
+    let mut contexts = BTreeMap::new();
+    for text in written {
+        let place = text.split_once('=').filter(|(name, place)| !name.is_empty() && !place.is_empty());
+        let (name, place) = place.ok_or_else(|| anyhow!("--build-context {text}: expected NAME=PLACE"))?;
+        let context = if let Some(reference) = place.strip_prefix("docker-image://") {
+            NamedContext::Image(reference.to_owned())
+        } else if Path::new(place).exists() {
+            NamedContext::Directory(utf8(&std::fs::canonicalize(place)?)?)
+        } else if let Some(git) = git_context(place).map_err(|e| anyhow!("--build-context {text}: {e}"))? {
+            NamedContext::Git(git)
+        } else {
+            bail!(
+                "--build-context {text}: there is no directory {place}; expected one, docker-image://REF or a git repository"
+            )
+        };
+        contexts.insert(name.to_owned(), context);
+    }
+    Ok(contexts)
 }
 
 fn pairs(labels: &[String]) -> Result<BTreeMap<String, String>> {

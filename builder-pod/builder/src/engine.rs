@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
+use crate::chmod::Chmod;
 pub use mount::{Mount, MountSource, Secret};
 
 /// An overlay of trees.
@@ -70,6 +71,15 @@ pub struct Selection {
     pub parents: bool,
 }
 
+/// A file whose content is in the Dockerfile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InlineFile {
+    /// A single component.
+    pub name: String,
+    /// Its text.
+    pub data: String,
+}
+
 /// Where a COPY or ADD puts its files, and as what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destination {
@@ -79,10 +89,12 @@ pub struct Destination {
     pub sources: usize,
     /// Owner of every file and made parent; `None` keeps the source's (COPY --from) or 0:0 (context).
     pub owner: Option<Owner>,
-    /// `--chmod`, octal.
-    pub mode: Option<u32>,
+    /// `--chmod`.
+    pub mode: Option<Chmod>,
     /// Unpack archives (ADD of a local archive).
     pub unpack: bool,
+    /// `--link`: into a tree of its own, as if nothing were there yet; what is below does not matter.
+    pub link: bool,
 }
 
 /// A command to run on a view.
@@ -92,6 +104,8 @@ pub struct Step {
     pub view: View,
     /// The command and its arguments.
     pub argv: Vec<String>,
+    /// A script below `/dev/pipes`, for the time of the step: a here-document that names its interpreter.
+    pub script: Option<InlineFile>,
     /// `NAME=value`.
     pub env: Vec<String>,
     /// Absolute.

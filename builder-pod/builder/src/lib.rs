@@ -5,6 +5,7 @@
 //! | [`engine`] | the seam between deciding what to do and doing it: plain data and one trait | no |
 //! | [`plan`] | Dockerfile and base configs -> stages, steps, operations | no |
 //! | [`image`] | image config and history, instruction by instruction | no |
+//! | [`chmod`] | `--chmod` | no |
 //! | [`solve`] | carries out a plan over the engine and the courier | through traits |
 //! | [`tree`] | layer trees through directory handles: unpack, diff, copy, users | yes |
 //! | [`layer`] | tar stream -> diff ID -> compressed blob -> digest | yes |
@@ -13,6 +14,7 @@
 //! | [`courier`] | calls to the courier over its socket | yes |
 //! | [`run`] | the program: request in, exit code out | yes |
 
+pub mod chmod;
 pub mod courier;
 pub mod engine;
 pub mod helper;

@@ -14,6 +14,9 @@ use crate::journal::Event;
 
 /// Bytes of a frame at most: an image config (4 MiB at most) in JSON quotes.
 pub const MAX_FRAME: u32 = 16 << 20;
+/// Bytes of a download at most: tool chains and model files reach several GiB, and a layer much beyond 10 GiB is refused
+/// by registries.
+pub const MAX_FETCH: u64 = 10 << 30;
 
 /// Bytes of a secret at most; BuildKit's limit.
 pub const MAX_SECRET: usize = 500 << 10;
@@ -51,6 +54,21 @@ pub enum Call {
         image: String,
         /// The blob.
         blob: Descriptor,
+    },
+    /// Download what an ADD names into the descriptor that comes along: a regular file, which is written from its start.
+    /// No credentials go with it. Answered with [`Reply::Fetched`].
+    Fetch {
+        /// `http://…` or `https://…`.
+        url: String,
+        /// `sha256:…` that the bytes must have; other bytes are an error reply.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        checksum: Option<String>,
+    },
+    /// Check a git repository out and write its files as a tar into the descriptor that comes along: a regular file,
+    /// written from its start. No credentials go with it. Answered with [`Reply::CheckedOut`].
+    FetchGit {
+        /// What of which repository.
+        source: GitSource,
     },
     /// The output needs this blob. The descriptor that comes along is a readable, seekable file with its bytes; the
     /// courier reads it with `pread`, as often as it has to. Answered with [`Reply::Stored`].
@@ -105,6 +123,32 @@ pub enum Call {
     },
 }
 
+/// Files of a git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GitSource {
+    /// What git fetches from: `https://`, `http://`, `ssh://`, `git://` or `user@host:path`.
+    pub remote: String,
+    /// Branch, tag, commit or full reference; what the remote's HEAD names when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Directory of the repository; all of it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subdir: Option<String>,
+    /// Commit, or the start of one, that the reference must name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    /// Whether the `.git` directory comes, too.
+    #[serde(default)]
+    pub keep_git_dir: bool,
+    /// Whether submodules are checked out.
+    #[serde(default)]
+    pub submodules: bool,
+    /// Files get the commit's time, not that of the checkout.
+    #[serde(default)]
+    pub commit_time: bool,
+}
+
 /// What the courier answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "reply")]
@@ -122,6 +166,21 @@ pub enum Reply {
     Artifact {
         /// The pinned artifact.
         artifact: Artifact,
+    },
+    /// See [`Call::Fetch`].
+    Fetched {
+        /// Bytes.
+        size: u64,
+        /// `sha256:…` of them.
+        digest: String,
+        /// When the server says that it was changed, in Unix seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        modified: Option<i64>,
+    },
+    /// See [`Call::FetchGit`].
+    CheckedOut {
+        /// The commit: 40 or 64 hexadecimal digits.
+        commit: String,
     },
     /// See [`Call::PutBlob`].
     Stored {

@@ -126,6 +126,8 @@ pub mod reason {
     pub const NOT_SUPPORTED: &str = "NotSupported";
     /// A COPY source, a stage or a target that is not there.
     pub const NOT_FOUND: &str = "NotFound";
+    /// What an ADD wanted to download is not there, is not to be had, or is something else than its checksum says.
+    pub const DOWNLOAD_FAILED: &str = "DownloadFailed";
     /// The object's spec asks for something that can't be.
     pub const INVALID_SPEC: &str = "InvalidSpec";
     /// The named ConfigMap, service account, repository, reference or archive is not there.

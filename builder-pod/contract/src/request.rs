@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::call::GitSource;
 use crate::source::{Git, Http, Oci};
 
 /// One attempt at one build.
@@ -33,6 +34,12 @@ pub struct BuildRequest {
     /// Labels that are added to the image's config.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What steps may have beyond the usual, in BuildKit's words (`network.host`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entitlements: Vec<String>,
+    /// Named contexts (`--build-context`): what FROM and `--from` may name beside stages and images.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contexts: BTreeMap<String, NamedContext>,
     /// `os/arch[/variant]`.
     pub platform: String,
     /// Where the image goes.
@@ -67,6 +74,18 @@ impl Source {
     pub fn is_fetched(&self) -> bool {
         matches!(self, Self::Git(_) | Self::Http(_) | Self::Oci(_))
     }
+}
+
+/// Where a named context comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NamedContext {
+    /// A directory of this machine.
+    Directory(String),
+    /// An image, by reference, or `oci-layout://` and the directory of a layout on this machine.
+    Image(String),
+    /// Files of a git repository.
+    Git(GitSource),
 }
 
 /// A file of the context.

@@ -14,6 +14,37 @@ pub enum Purpose {
     Push,
 }
 
+/// The failure of a download.
+pub fn of_download(error: &Error) -> Failure {
+    let class = match error {
+        Error::Unavailable { .. } | Error::Unsafe { .. } => FailureClass::Source,
+        Error::Local { .. } | Error::Setup { .. } => {
+            return Failure::new(FailureClass::Infrastructure, reason::INTERNAL, told(error));
+        }
+        _ => FailureClass::User,
+    };
+    Failure::new(class, reason::DOWNLOAD_FAILED, told(error))
+}
+
+/// The failure of a download that is not what its checksum says.
+pub fn other_bytes(url: &str, expected: &str, found: &str) -> Failure {
+    let text = format!(
+        "{url} has digest {found}, and --checksum says {expected}; look at what it holds before the checksum is changed"
+    );
+    Failure::new(FailureClass::User, reason::DOWNLOAD_FAILED, text)
+}
+
+/// An error with its causes.
+fn told(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// The failure that an error stands for.
 pub fn of_registry(error: &Error, purpose: Purpose) -> Failure {
     if purpose == Purpose::Source {
@@ -65,17 +96,6 @@ fn of_source(error: &Error) -> Failure {
         _ => (FailureClass::Source, reason::SOURCE_UNAVAILABLE, ""),
     };
     Failure::new(class, why, format!("{}{hint}", told(error)))
-}
-
-/// An error with its causes.
-fn told(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The failure of an attempt that was told to stop.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kiln_contract::call::{Call, Reply};
+use kiln_contract::call::{Call, MAX_FETCH, Reply};
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::journal::{Event, HEARTBEAT_SECONDS};
 use kiln_contract::report::Outcome;
@@ -19,12 +19,12 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Control, POLL};
-use crate::failure::{Purpose, internal, of_registry};
+use crate::failure::{Purpose, internal, of_download, of_registry, other_bytes};
 use crate::given::Given;
 use crate::journal::{Journal, Sink};
 use crate::output::{Bytestream, Target};
 use crate::session::{Files, Saved, Session};
-use crate::{agent, commit, wire};
+use crate::{agent, commit, git, wire};
 
 /// Connections at once: the builder has a handful of transfers under way, and events.
 const MAX_CONNECTIONS: usize = 64;
@@ -304,6 +304,20 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             read.map_err(|e| of_registry(&e, purpose))?;
             Ok(Reply::Done)
         }
+        Call::Fetch { url, checksum } => {
+            let mut out = tokio::fs::File::from_std(needed(fd)?.into());
+            let done = session.client.download(&url, MAX_FETCH, &mut out).await;
+            let done = done.map_err(|e| of_download(&e))?;
+            if let Some(expected) = checksum.filter(|expected| *expected != done.digest) {
+                return Err(other_bytes(&url, &expected, &done.digest));
+            }
+            Ok(Reply::Fetched { size: done.size, digest: done.digest, modified: done.modified })
+        }
+        Call::FetchGit { source } => {
+            let out = needed(fd)?.into();
+            let task = tokio::task::spawn_blocking(move || git::fetch(&source, out));
+            Ok(Reply::CheckedOut { commit: task.await.map_err(|e| internal(e.to_string()))?? })
+        }
         Call::PutBlob { blob } => {
             let file = Bytestream::File(needed(fd)?.into());
             let how = session.target.put(&session.client, &blob, file).await?;
@@ -333,7 +347,7 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             let stream = served.map_err(|e| internal(format!("serving an ssh agent: {e}")))?;
             // Ends with the connection, which is the step's: at the latest when the step does.
             tokio::spawn(async move {
-                if let Err(error) = agent::serve(&agent, stream).await {
+                if let Err(error) = agent::serve(Arc::new(agent), stream).await {
                     tracing::warn!(%error, "a connection to an ssh agent broke");
                 }
                 drop(slot);

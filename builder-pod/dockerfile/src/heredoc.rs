@@ -71,6 +71,11 @@ pub(crate) fn heredoc_word(word: &str) -> Result<Option<Heredoc>, ParseErrorKind
     }))
 }
 
+/// Whether a word is a heredoc's and nothing else: `<<EOF`.
+pub fn is_heredoc_word(word: &str) -> bool {
+    matches!(heredoc_word(word), Ok(Some(_)))
+}
+
 /// All heredocs that a logical line opens, in order. A line whose quotes do not close has none.
 pub(crate) fn heredocs_of_line(line: &str) -> Result<Vec<Heredoc>, ParseErrorKind> {
     let options = ExpandOptions {

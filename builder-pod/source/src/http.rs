@@ -1,6 +1,6 @@
 //! An archive from a web server: downloaded whole, checked, then unpacked.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use kiln_contract::source::{Fetched, Http};
 use kiln_registry::{Client, Download, Error, Options, RetryPolicy};
@@ -18,7 +18,7 @@ pub fn fetch(source: &Http, secrets: &Secrets, places: &Places) -> Result<Fetche
     source.check().map_err(|text| Fault::invalid(format!("spec.source.http: {text}")))?;
     println!("Fetching {}", source.url);
     let path = places.work.join("archive");
-    let download = download(source, secrets, places, path.clone())?;
+    let download = download(source, secrets, places, &path)?;
     let expected = source.sha256.as_ref().map(|sum| format!("sha256:{sum}"));
     if let Some(expected) = expected.filter(|expected| *expected != download.digest) {
         let text = format!(
@@ -36,7 +36,7 @@ pub fn fetch(source: &Http, secrets: &Secrets, places: &Places) -> Result<Fetche
     Ok(Fetched { revision, digest: Some(download.digest) })
 }
 
-fn download(source: &Http, secrets: &Secrets, places: &Places, path: PathBuf) -> Result<Download, Fault> {
+fn download(source: &Http, secrets: &Secrets, places: &Places, path: &Path) -> Result<Download, Fault> {
     let bundle = match secrets.authorities() {
         None => None,
         Some(pem) => {
@@ -57,7 +57,7 @@ fn download(source: &Http, secrets: &Secrets, places: &Places, path: PathBuf) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Fault::internal(format!("starting the HTTP client: {e}")))?;
     runtime.block_on(async {
-        let mut file = tokio::fs::File::create(&path)
+        let mut file = tokio::fs::File::create(path)
             .await
             .map_err(|e| Fault::internal(format!("making {}: {e}", path.display())))?;
         let done = client.download_as(&source.url, authorization.as_ref(), MAX_DOWNLOAD, &mut file).await;

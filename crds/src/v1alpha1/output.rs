@@ -27,4 +27,9 @@ pub struct Output {
     /// Talk to the output's registry over plain HTTP. For test registries.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub insecure: bool,
+    /// Seconds since 1970-01-01 that no time in the image is later than, as the build argument `SOURCE_DATE_EPOCH`: two
+    /// builds of one input then have one digest. Times as they are when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 253_402_300_799_i64))]
+    pub source_date_epoch: Option<i64>,
 }

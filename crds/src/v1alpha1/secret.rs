@@ -31,8 +31,9 @@ pub struct SshKey {
     /// Name of the Secret, in the namespace of this object; the service account must list it in its `secrets`.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub secret_name: String,
-    /// Key in the Secret with the private key, without a passphrase: ed25519, ecdsa or rsa in OpenSSH's format, or rsa in
-    /// PKCS#1 or PKCS#8. The default is that of Secrets of type `kubernetes.io/ssh-auth`.
+    /// Key in the Secret with the private key, without a passphrase: ed25519, ecdsa (nistp256, nistp384) or rsa (2048 to 4096
+    /// bits), in OpenSSH's format, PKCS#8 or, for rsa, PKCS#1. The default is that of Secrets of type
+    /// `kubernetes.io/ssh-auth`.
     #[serde(default = "ssh_privatekey")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,

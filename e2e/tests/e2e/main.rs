@@ -12,6 +12,7 @@ mod demo;
 mod failures;
 mod faults;
 mod isolation;
+mod language;
 mod lifecycle;
 mod load;
 mod pod;

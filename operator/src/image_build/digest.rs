@@ -116,6 +116,10 @@ pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
     let ssh = ssh.iter().map(|s| (&s.id, &s.secret_name, &s.key)).collect();
     given(&mut fields, "secrets", secrets);
     given(&mut fields, "ssh", ssh);
+    if let Some(seconds) = output.source_date_epoch {
+        fields.text("sourceDateEpoch");
+        fields.text(&seconds.to_string());
+    }
     format!("v1:{}", fields.hex())
 }
 
@@ -146,7 +150,7 @@ mod tests {
 
     fn spec() -> ImageBuildSpec {
         ImageBuildSpec {
-            output: Output { image: "a/b".into(), tags: vec!["x".into(), "y".into()], insecure: false },
+            output: Output { image: "a/b".into(), tags: vec!["x".into(), "y".into()], ..Output::default() },
             args: vec![
                 BuildArg { name: "A".into(), value: "1".into() },
                 BuildArg { name: "B".into(), value: "2".into() },
@@ -178,7 +182,7 @@ mod tests {
     #[test]
     fn what_decides_on_the_image_changes_it() {
         type Change = fn(&mut ImageBuildSpec);
-        let changes: [Change; 15] = [
+        let changes: [Change; 16] = [
             |s| s.context_dir = "x".into(),
             |s| s.dockerfile = "x".into(),
             |s| s.target = Some("x".into()),
@@ -189,6 +193,7 @@ mod tests {
             |s| s.output.image = "x".into(),
             |s| drop(s.output.tags.pop()),
             |s| s.output.insecure = true,
+            |s| s.output.source_date_epoch = Some(0),
             |s| s.isolation = Some(Isolation::UserNamespace),
             |s| s.secrets = vec![secret("a", "x", "k")],
             |s| s.secrets = vec![secret("a", "x", "k2")],
@@ -201,7 +206,7 @@ mod tests {
         let mut other = files();
         other[1].content = Content::Text("c".into());
         all.insert(input_digest(&spec(), Some(&source_digest(&other))));
-        assert_eq!(all.len(), 18);
+        assert_eq!(all.len(), 19);
     }
 
     #[test]

@@ -8,10 +8,10 @@ use crate::image_build::validate::Buildable;
 fn make(isolation: Isolation, more: &str, secrets: &[String]) -> (Pod, ConfigMap) {
     let mut desired = desired("v1:a");
     desired.isolation = isolation;
-    make_for(desired, more, secrets)
+    make_for(&desired, more, secrets)
 }
 
-fn make_for(desired: Desired, more: &str, secrets: &[String]) -> (Pod, ConfigMap) {
+fn make_for(desired: &Desired, more: &str, secrets: &[String]) -> (Pod, ConfigMap) {
     let Buildable::Yes(build) = desired.buildable.clone() else { panic!("not buildable") };
     let config = Config::parse(&format!("builderImage: b:1\n{more}")).expect("it is good");
     let owner = OwnerReference { uid: "u".into(), name: "app".into(), ..OwnerReference::default() };
@@ -22,7 +22,7 @@ fn make_for(desired: Desired, more: &str, secrets: &[String]) -> (Pod, ConfigMap
         name: "app-1",
         attempt: "u-1-1",
         build: &build,
-        desired: &desired,
+        desired,
         secrets,
         config: &config,
     };
@@ -94,7 +94,7 @@ fn what_steps_are_given_is_the_couriers_alone() {
         build.secrets = vec![given("npm"), given("pip.conf")];
         build.ssh = vec![given("default")];
     }
-    let (pod, request) = make_for(desired, "", &[]);
+    let (pod, request) = make_for(&desired, "", &[]);
     let courier = &spec(&pod).init_containers.as_ref().expect("init containers")[0];
     let mounts = |c: &Container| -> Vec<String> {
         c.volume_mounts.iter().flatten().map(|m| format!("{} {:?}", m.mount_path, m.read_only)).collect()

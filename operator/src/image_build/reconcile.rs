@@ -46,7 +46,7 @@ const CANCEL: &str = "kiln.build/cancel";
 pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<controller::Action, ReconcileError> {
     let began = Instant::now();
     let result = match &object.0 {
-        Ok(build) => reconcile_build(build, &ctx).await,
+        Ok(build) => Box::pin(reconcile_build(build, &ctx)).await,
         Err(invalid) => unreadable(&ctx, invalid).await,
     };
     let uid = object.meta().uid.clone().unwrap_or_default();

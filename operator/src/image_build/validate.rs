@@ -15,6 +15,9 @@ use crate::config::Config;
 use super::dereference::Dereferenced;
 use super::digest;
 
+/// The build argument behind `spec.output.sourceDateEpoch`.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 /// What the object asks for, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
@@ -183,7 +186,7 @@ fn build(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Result
         context_dir: spec.context_dir.clone(),
         dockerfile: spec.dockerfile.clone(),
         target: spec.target.clone(),
-        args: spec.args.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
+        args: arguments(spec)?,
         secrets: given("spec.secrets", secrets)?,
         ssh: given("spec.ssh", ssh)?,
         labels: spec.labels.clone(),
@@ -261,6 +264,21 @@ fn given<'a>(
     Ok(out)
 }
 
+/// The build arguments, the epoch among them.
+fn arguments(spec: &ImageBuildSpec) -> Result<BTreeMap<String, String>, Failure> {
+    let mut args: BTreeMap<String, String> =
+        spec.args.iter().map(|a| (a.name.clone(), a.value.clone())).collect();
+    if let Some(seconds) = spec.output.source_date_epoch {
+        let seconds = seconds.to_string();
+        if args.insert(EPOCH.to_owned(), seconds.clone()).is_some_and(|other| other != seconds) {
+            return Err(invalid(format!(
+                "spec.output.sourceDateEpoch is {seconds} and the build argument {EPOCH} says otherwise; set one of them"
+            )));
+        }
+    }
+    Ok(args)
+}
+
 impl Build {
     /// The request of an attempt, and its JSON.
     pub fn request(
@@ -279,6 +297,8 @@ impl Build {
             target: self.target.clone(),
             args: self.args.clone(),
             labels: self.labels.clone(),
+            entitlements: Vec::new(),
+            contexts: std::collections::BTreeMap::new(),
             platform: platform(),
             output: Output::Registry { references: self.references.clone(), permit: true },
             isolation,

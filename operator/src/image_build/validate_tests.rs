@@ -9,7 +9,12 @@ fn config(more: &str) -> Config {
 
 fn spec() -> ImageBuildSpec {
     ImageBuildSpec {
-        output: v1alpha1::Output { image: "reg.x:5000/a".into(), tags: vec!["v1".into()], insecure: true },
+        output: v1alpha1::Output {
+            image: "reg.x:5000/a".into(),
+            tags: vec!["v1".into()],
+            insecure: true,
+            source_date_epoch: None,
+        },
         ..ImageBuildSpec::default()
     }
 }
@@ -46,6 +51,19 @@ fn a_good_object_becomes_a_request() {
     );
     assert_eq!(request.registries.insecure, ["reg.x:5000"]);
     assert!(request.platform.starts_with("linux/"));
+}
+
+#[test]
+fn an_epoch_is_a_build_argument() {
+    let mut spec = spec();
+    spec.output.source_date_epoch = Some(7);
+    let found = files(&[("Dockerfile", "FROM scratch\n")]);
+    let Buildable::Yes(build) = validate(&spec, &found, &config("")).buildable else {
+        panic!("not buildable")
+    };
+    assert_eq!(build.args[EPOCH], "7");
+    spec.args = vec![v1alpha1::BuildArg { name: EPOCH.into(), value: "8".into() }];
+    assert!(refused(&spec, &found, &config("")).message.contains("sourceDateEpoch"));
 }
 
 #[test]

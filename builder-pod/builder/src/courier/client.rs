@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_contract::call::{Call, MAX_SECRET, Reply, Stored};
+use kiln_contract::call::{Call, GitSource, MAX_SECRET, Reply, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
 use kiln_contract::{Descriptor, Failure, VERSION, reason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Committed, Courier, CourierError, frame};
+use super::{Committed, Courier, CourierError, Fetched, frame};
 use crate::engine::{Secret, Stop};
 
 /// How long to wait for the courier's socket: the courier is started first and needs well under a second; a minute covers
@@ -236,6 +236,27 @@ impl Courier for Client {
         // Ours must be closed before the wait, or the reader of the pipe never sees its end.
         drop(into);
         expect_done("readBlob", self.answer(&stream, Patience::UntilStopped)?)
+    }
+
+    fn fetch(
+        &self,
+        url: &str,
+        checksum: Option<&str>,
+        file: BorrowedFd<'_>,
+    ) -> Result<Fetched, CourierError> {
+        let call = Call::Fetch { url: url.to_owned(), checksum: checksum.map(str::to_owned) };
+        match self.call(&call, Some(file), Patience::UntilStopped)? {
+            Reply::Fetched { size, digest, modified } => Ok(Fetched { size, digest, modified }),
+            other => Err(unexpected("fetch", &other)),
+        }
+    }
+
+    fn fetch_git(&self, source: &GitSource, file: BorrowedFd<'_>) -> Result<String, CourierError> {
+        let call = Call::FetchGit { source: source.clone() };
+        match self.call(&call, Some(file), Patience::UntilStopped)? {
+            Reply::CheckedOut { commit } => Ok(commit),
+            other => Err(unexpected("fetchGit", &other)),
+        }
     }
 
     fn put_blob(&self, blob: &Descriptor, file: BorrowedFd<'_>) -> Result<Stored, CourierError> {

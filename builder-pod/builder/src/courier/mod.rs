@@ -6,7 +6,7 @@ mod frame;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use kiln_contract::call::Stored;
+use kiln_contract::call::{GitSource, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
 use kiln_contract::{Descriptor, Failure};
@@ -22,6 +22,17 @@ pub struct Committed {
     pub digest: String,
     /// The references that name it now.
     pub references: Vec<String>,
+}
+
+/// What was downloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes.
+    pub size: u64,
+    /// `sha256:…` of them.
+    pub digest: String,
+    /// When the server says that it was changed, in Unix seconds.
+    pub modified: Option<i64>,
 }
 
 /// Why a call brought no answer of the wished kind.
@@ -64,6 +75,19 @@ pub trait Courier: Send + Sync {
     /// # Errors
     /// The blob is short, wrong or not to be had.
     fn read_blob(&self, image: &str, blob: &Descriptor, into: OwnedFd) -> Result<(), CourierError>;
+
+    /// Has a URL downloaded into `file` (regular, writable), which must have the digest `checksum` if there is one.
+    ///
+    /// # Errors
+    /// It is not there, not to be had, or something else.
+    fn fetch(&self, url: &str, checksum: Option<&str>, file: BorrowedFd<'_>)
+    -> Result<Fetched, CourierError>;
+
+    /// Has a git repository checked out and its files written as a tar into `file` (regular, writable); its commit.
+    ///
+    /// # Errors
+    /// As [`Courier::fetch`].
+    fn fetch_git(&self, source: &GitSource, file: BorrowedFd<'_>) -> Result<String, CourierError>;
 
     /// Gives a blob to the output; `file` is readable and seekable.
     ///

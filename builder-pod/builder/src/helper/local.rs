@@ -18,6 +18,7 @@ use crate::engine::{
 use crate::sandbox::facts::{self, Facts};
 use crate::sandbox::fault::{At as _, Fault, Stage};
 use crate::sandbox::idmap::{self, IdMap};
+use crate::sandbox::settings::Settings;
 use crate::sandbox::spawn::{self, Failure};
 use crate::sandbox::spec::{ProcChoice, ProcKind, Spec, Task};
 use crate::sandbox::{MOUNT_POINT, oom, probe, socket};
@@ -29,6 +30,8 @@ pub struct Options {
     pub program: PathBuf,
     /// First host id of steps in mode `HostRange`.
     pub host_base: u32,
+    /// What all steps are told alike.
+    pub settings: Settings,
     /// Where caches of steps outlast the build, on the file system of the workspace; none: nowhere. It takes rights over
     /// the files of steps (root, or root of an outer user namespace), which a pod has not.
     pub cache_dir: Option<PathBuf>,
@@ -36,7 +39,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), host_base: idmap::HOST_RANGE_BASE, cache_dir: None }
+        Self {
+            program: PathBuf::from("/proc/self/exe"),
+            host_base: idmap::HOST_RANGE_BASE,
+            settings: Settings::default(),
+            cache_dir: None,
+        }
     }
 }
 
@@ -47,6 +55,7 @@ pub struct LocalEngine {
     trees: PathBuf,
     program: PathBuf,
     map: IdMap,
+    settings: Settings,
     proc: ProcKind,
     caches: Option<Caches>,
 }
@@ -67,7 +76,15 @@ impl LocalEngine {
         let trees = make_directories(work_dir).map_err(explain)?;
         let helper = Helper::start(&options.program, &trees, map).map_err(explain)?;
         let caches = options.cache_dir.as_deref().map(|dir| Caches::new(dir, &trees, map)).transpose()?;
-        let mut engine = Self { helper, trees, program: options.program, map, proc: ProcKind::Bound, caches };
+        let mut engine = Self {
+            helper,
+            trees,
+            program: options.program,
+            map,
+            settings: options.settings,
+            proc: ProcKind::Bound,
+            caches,
+        };
         engine.clear()?;
         engine.proc = engine.probe()?;
         Ok(engine)
@@ -104,10 +121,12 @@ impl LocalEngine {
             work: work_of(&upper),
             upper: upper.clone(),
             task: Task::Probe,
+            script: None,
             env: Vec::new(),
             cwd: "/".to_owned(),
             user: User::default(),
             network: false,
+            settings: Settings::default(),
             mounts: Vec::new(),
             proc: ProcChoice::Try,
         };
@@ -243,10 +262,12 @@ impl Engine for LocalEngine {
             upper: step.view.upper.clone(),
             work: work_of(&step.view.upper),
             task: Task::Command(step.argv.clone()),
+            script: step.script.clone(),
             env: step.env.clone(),
             cwd: step.cwd.clone(),
             user: step.user.clone(),
-            network: step.network,
+            network: step.network && !self.settings.no_network,
+            settings: self.settings.clone(),
             mounts: step.mounts.clone(),
             proc: ProcChoice::Settled(self.proc),
         };

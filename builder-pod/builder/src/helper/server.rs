@@ -118,12 +118,12 @@ fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
             value(tree::settle(&opened)?)
         }
         Request::CopyStream { view, to } => {
-            let root = view::writable(trees, &view)?;
+            let root = view::for_copy(trees, &view, to.link)?;
             value(tree::copy_stream(root.as_fd(), &to, needed(payload)?)?)
         }
         Request::CopyTree { view, to, from, what } => {
             let from = view::readable(&from)?;
-            let root = view::writable(trees, &view)?;
+            let root = view::for_copy(trees, &view, to.link)?;
             value(tree::copy_tree(root.as_fd(), &to, from.as_fd(), &what)?)
         }
         Request::MakeDirectory { view, path, owner } => {

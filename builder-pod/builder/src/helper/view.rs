@@ -124,6 +124,19 @@ pub fn writable(trees: &OwnedFd, view: &View) -> Result<OwnedFd, EngineError> {
     overlay(&format!("{trees},userxattr,volatile"))
 }
 
+/// Opens a view for a COPY. With `link` nothing of what is below is in sight: the upper tree alone then lies over it.
+///
+/// # Errors
+/// As [`writable`].
+pub fn for_copy(trees: &OwnedFd, view: &View, link: bool) -> Result<OwnedFd, EngineError> {
+    if !link {
+        return writable(trees, view);
+    }
+    // With the attributes of the root below; then alone.
+    prepare(trees, view)?;
+    writable(trees, &View { lowers: Vec::new(), upper: view.upper.clone() })
+}
+
 /// Opens what several trees look like together. An overlay also for a single one: it hides whiteouts.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! An environment: names and values in the order in which they were first set.
 
-use kiln_dockerfile::Expander;
+use kiln_dockerfile::{Expander, expand_heredoc};
 
 use super::PlanError;
 
@@ -53,6 +53,12 @@ impl Words<'_> {
     pub fn one(&self, word: &str) -> Result<String, PlanError> {
         let get = |name: &str| self.env.get(name).map(str::to_owned);
         Expander::new(&get, self.escape).word(word).map_err(|e| self.fault(word, &e))
+    }
+
+    /// The body of a here-document.
+    pub fn heredoc(&self, body: &str) -> Result<String, PlanError> {
+        let get = |name: &str| self.env.get(name).map(str::to_owned);
+        expand_heredoc(body, &get).map_err(|e| self.fault("the here-document", &e))
     }
 
     pub fn each(&self, words: &[String]) -> Result<Vec<String>, PlanError> {

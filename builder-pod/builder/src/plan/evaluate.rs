@@ -3,33 +3,19 @@
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::reason::{BASE_IMAGE_INVALID, DOCKERFILE_INVALID, INTERNAL};
-use kiln_dockerfile::instruction::{Arg, CommandLine, Healthcheck, KeyValue, Network, Run};
+use kiln_dockerfile::instruction::{Arg, Healthcheck, KeyValue, Network, Run};
 use kiln_dockerfile::platform::{PROXY_ARGS, is_proxy_arg};
-use kiln_dockerfile::{Instruction, InstructionKind, parse_trigger};
+use kiln_dockerfile::{Instruction, InstructionKind};
 
 use super::copy::{self, Written};
 use super::env::Words;
 use super::graph::{self, Source};
-use super::outline::{Outline, at_step};
+use super::outline::{Outline, at_step, of_trigger};
+use super::state::State;
 use super::{
-    Action, Base, BaseImage, CopyFrom, Env, Op, Plan, PlanError, Stage, mounts, ports, stopsignal, support,
+    Action, Base, BaseImage, CopyFrom, Env, Plan, PlanError, Stage, heredoc, mounts, ports, stopsignal,
 };
 use crate::image::{Health, Image, duration, list, quoted};
-
-const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
-
-/// A stage as it is evaluated.
-#[derive(Clone)]
-struct State {
-    image: Image,
-    /// What variables expand to: the image's environment and the stage's ARGs.
-    env: Env,
-    /// ARGs in scope, in order.
-    args: Vec<Arg>,
-    /// The stage has a CMD of its own, which an ENTRYPOINT leaves alone.
-    own_cmd: bool,
-    ops: Vec<Op>,
-}
 
 struct Evaluation<'a> {
     outline: &'a Outline<'a>,
@@ -50,7 +36,7 @@ pub(super) fn plan(outline: &Outline<'_>, resolved: &[ResolvedImage]) -> Result<
     let mut evaluation = Evaluation { outline, places: Vec::new(), images: Vec::new(), states: Vec::new() };
     for (image, used) in resolved.iter().zip(outline.images()) {
         evaluation
-            .add_image(image)
+            .add_image(image, &used.platform)
             .map_err(|e| PlanError { line: Some(used.line), ..at_step(e, used.step) })?;
     }
     for place in 0..outline.order.len() {
@@ -62,12 +48,12 @@ pub(super) fn plan(outline: &Outline<'_>, resolved: &[ResolvedImage]) -> Result<
 
 impl Evaluation<'_> {
     /// Takes in an image; two references to one manifest are one image.
-    fn add_image(&mut self, resolved: &ResolvedImage) -> Result<(), PlanError> {
+    fn add_image(&mut self, resolved: &ResolvedImage, platform: &str) -> Result<(), PlanError> {
         if let Some(place) = self.images.iter().position(|image| image.resolved.pinned == resolved.pinned) {
             self.places.push(place);
             return Ok(());
         }
-        let image = Image::from_base(resolved, &self.outline.platform)
+        let image = Image::from_base(resolved, platform)
             .map_err(|e| PlanError::new(BASE_IMAGE_INVALID, None, e.to_string()))?;
         self.places.push(self.images.len());
         self.images.push(BaseImage {
@@ -78,8 +64,14 @@ impl Evaluation<'_> {
         Ok(())
     }
 
+    /// An image that files are copied from.
     fn image(&self, reference: &str) -> Option<usize> {
-        let at = self.outline.images().iter().position(|image| image.reference == reference)?;
+        self.image_for(reference, &self.outline.platform)
+    }
+
+    fn image_for(&self, reference: &str, platform: &str) -> Option<usize> {
+        let wished = |image: &super::ImageUse| image.reference == reference && image.platform == platform;
+        let at = self.outline.images().iter().position(wished)?;
         self.places.get(at).copied()
     }
 
@@ -91,9 +83,13 @@ impl Evaluation<'_> {
     fn base(&self, place: usize) -> Result<Base, PlanError> {
         let missing = || PlanError::new(INTERNAL, None, "a stage's base was not planned");
         Ok(match &self.outline.order[place].base {
-            Source::Scratch => Base::Scratch,
+            // A directory is copied onto nothing.
+            Source::Scratch | Source::Context(_) => Base::Scratch,
             Source::Stage(stage) => Base::Stage(self.place(*stage).ok_or_else(missing)?),
-            Source::Image(reference) => Base::Image(self.image(reference).ok_or_else(missing)?),
+            Source::Image(reference) => {
+                let image = self.image_for(reference, &self.outline.platforms[place]);
+                Base::Image(image.ok_or_else(missing)?)
+            }
         })
     }
 
@@ -101,38 +97,42 @@ impl Evaluation<'_> {
         let file = self.outline.file;
         let written = &file.stages[self.outline.order[place].stage];
         let (start, line) = (self.outline.starts[place], written.lines.first);
+        let platform = &self.outline.platforms[place];
         let fresh = |image: Image| {
             let mut env = Env::default();
             env.extend_pairs(image.config.env.iter().flatten());
             State { image, env, args: Vec::new(), own_cmd: false, ops: Vec::new() }
         };
         let mut state = match self.base(place)? {
-            Base::Scratch => fresh(Image::scratch(&self.outline.platform)),
+            Base::Scratch => fresh(Image::scratch(platform)),
             Base::Stage(parent) => State { own_cmd: false, ops: Vec::new(), ..self.states[parent].clone() },
             Base::Image(image) => fresh(
-                Image::from_base(&self.images[image].resolved, &self.outline.platform)
+                Image::from_base(&self.images[image].resolved, platform)
                     .map_err(|e| at_step(PlanError::new(BASE_IMAGE_INVALID, line, e.to_string()), start))?,
             ),
         };
-        for text in state.image.config.on_build.take().unwrap_or_default() {
-            self.trigger(&mut state, place, &text, line).map_err(|e| at_step(e, start))?;
+        // They are among the steps below; children do not do them again.
+        state.image.config.on_build = None;
+        if let Source::Context(name) = &self.outline.order[place].base {
+            let action = copy::whole(self.context(name));
+            state.op(start, action, format!("FROM {name}"));
         }
-        for (instruction, step) in written.instructions.iter().zip(start + 1..) {
+        let triggers = &self.outline.order[place].triggers;
+        let mut steps = start + 1..;
+        for instruction in triggers {
+            let step = steps.next().unwrap_or(start);
+            let done = self.instruction(&mut state, place, instruction, step);
+            done.map_err(|e| at_step(of_trigger(e, instruction), step))?;
+        }
+        for (instruction, step) in written.instructions.iter().zip(steps) {
             self.instruction(&mut state, place, instruction, step).map_err(|e| at_step(e, step))?;
         }
         Ok(state)
     }
 
-    /// An ONBUILD instruction of the base is carried out as part of FROM.
-    fn trigger(&self, state: &mut State, place: usize, text: &str, line: u32) -> Result<(), PlanError> {
-        let context = |message: String| format!("ONBUILD {text} of the base image: {message}");
-        let mut trigger = parse_trigger(text)
-            .map_err(|e| PlanError::new(DOCKERFILE_INVALID, line, context(e.to_string())))?;
-        trigger.lines.first = line;
-        let step = self.outline.starts[place];
-        support::check(&trigger)
-            .and_then(|()| self.instruction(state, place, &trigger, step))
-            .map_err(|e| PlanError { message: context(e.message.clone()), line: Some(line), ..e })
+    /// Where the files of a named context come from.
+    fn context(&self, name: &str) -> CopyFrom {
+        CopyFrom::Named(self.outline.contexts.keys().position(|known| known == name).unwrap_or(0))
     }
 
     fn instruction(
@@ -162,7 +162,11 @@ impl Evaluation<'_> {
                     chown: written.chown.as_ref(),
                     chmod: written.chmod.as_ref(),
                     excludes: &written.exclude,
-                    unpack: false,
+                    parents: written.parents,
+                    link: written.link,
+                    checksum: None,
+                    keep_git_dir: None,
+                    unpack: None,
                 };
                 let (action, text) = copy::evaluate(&written, from, &state.workdir(), words)?;
                 state.op(step, action, text);
@@ -174,7 +178,11 @@ impl Evaluation<'_> {
                     chown: written.chown.as_ref(),
                     chmod: written.chmod.as_ref(),
                     excludes: &written.exclude,
-                    unpack: written.unpack.unwrap_or(true),
+                    parents: false,
+                    link: written.link,
+                    checksum: written.checksum.as_ref(),
+                    keep_git_dir: written.keep_git_dir,
+                    unpack: written.unpack,
                 };
                 let (action, text) = copy::evaluate(&written, CopyFrom::Context, &state.workdir(), words)?;
                 state.op(step, action, text);
@@ -315,7 +323,8 @@ impl Evaluation<'_> {
         place: usize,
         words: Words<'_>,
     ) -> Result<(Action, String), PlanError> {
-        let argv = state.argv(&run.command);
+        let (command, script) = heredoc::command(&run.command);
+        let argv = state.argv(&command);
         let mut env = Env::default();
         for (name, value) in self.outline.args.iter().filter(|(name, _)| is_proxy_arg(name)) {
             if let Some(upper) = PROXY_ARGS.iter().find(|known| known.eq_ignore_ascii_case(name)) {
@@ -341,6 +350,7 @@ impl Evaluation<'_> {
         let text = format!("RUN {}{} # buildkit", state.args_text(), argv.join(" "));
         let action = Action::Run {
             argv,
+            script,
             env: env.pairs(),
             cwd: workdir,
             user: state.image.config.user.clone().filter(|user| !user.is_empty()).unwrap_or("0".into()),
@@ -352,24 +362,24 @@ impl Evaluation<'_> {
 
     /// What `from=` of a mount names.
     fn mount_from(&self, from: &str, place: usize, line: u32) -> Result<Option<CopyFrom>, PlanError> {
-        let found = match mounts::source(self.outline.file, from) {
+        let found = match mounts::source(self.outline.names(), from) {
             Source::Scratch => return Ok(None),
             Source::Stage(stage) => self.place(stage).filter(|p| *p < place).map(CopyFrom::Stage),
             Source::Image(reference) => self.image(&reference).map(CopyFrom::Image),
+            Source::Context(name) => Some(self.context(&name)),
         };
-        // As for COPY: only a trigger of a base image can name what the outline did not see.
-        let refusal = || support::refusal(&format!("RUN --mount=from={from} as a trigger"), line);
-        found.map(Some).ok_or_else(refusal)
+        let missing = || PlanError::new(INTERNAL, line, format!("RUN --mount=from={from} was not planned"));
+        found.map(Some).ok_or_else(missing)
     }
 
     fn copy_from(&self, from: &str, place: usize, line: u32) -> Result<CopyFrom, PlanError> {
-        let found = match graph::copy_source(self.outline.file, from, line)? {
+        let found = match graph::copy_source(self.outline.names(), from, line)? {
             Source::Stage(stage) => self.place(stage).filter(|p| *p < place).map(CopyFrom::Stage),
             Source::Image(reference) => self.image(&reference).map(CopyFrom::Image),
+            Source::Context(name) => Some(self.context(&name)),
             Source::Scratch => None,
         };
-        // Only a trigger of a base image can name what the outline did not see.
-        found.ok_or_else(|| support::refusal(&format!("COPY --from={from} as a trigger"), line))
+        found.ok_or_else(|| PlanError::new(INTERNAL, line, format!("COPY --from={from} was not planned")))
     }
 
     /// Says which files are read and which layers are published.
@@ -384,7 +394,7 @@ impl Evaluation<'_> {
             match from {
                 CopyFrom::Stage(stage) => files[stage] = true,
                 CopyFrom::Image(image) => images[image].files = true,
-                CopyFrom::Context => {}
+                CopyFrom::Context | CopyFrom::Named(_) => {}
             }
         }
         if let Some(last) = publish.last_mut() {
@@ -422,43 +432,9 @@ impl Evaluation<'_> {
             images,
             stages,
             epoch: self.outline.epoch,
+            contexts: self.outline.contexts.keys().cloned().collect(),
             unused_args: self.outline.unused_args(),
         }
-    }
-}
-
-impl State {
-    /// Notes something to do with files, and its layer in the history.
-    fn op(&mut self, step: u32, action: Action, created_by: String) {
-        self.image.commit(step, created_by.clone(), true);
-        self.ops.push(Op { step, created_by, action });
-    }
-
-    fn workdir(&self) -> String {
-        let dir = self.image.config.working_dir.as_deref().unwrap_or_default();
-        if dir.starts_with('/') { dir.to_owned() } else { copy::clean(dir) }
-    }
-
-    /// The words of a command; SHELL in front of one in shell form.
-    fn argv(&self, command: &CommandLine) -> Vec<String> {
-        if !command.shell_form {
-            return command.args.clone();
-        }
-        let shell = self.image.config.shell.clone().filter(|shell| !shell.is_empty());
-        let mut argv = shell.unwrap_or_else(|| DEFAULT_SHELL.map(str::to_owned).to_vec());
-        argv.push(command.args.join(" "));
-        argv
-    }
-
-    /// `|2 A=1 B= `: the ARGs in scope with the values that the command sees; nothing when there are none.
-    fn args_text(&self) -> String {
-        let mut values = Env::default();
-        for arg in &self.args {
-            let value = self.env.get(&arg.key).or(arg.value.as_deref()).unwrap_or_default();
-            values.set(&arg.key, value);
-        }
-        let pairs = values.pairs();
-        if pairs.is_empty() { String::new() } else { format!("|{} {} ", pairs.len(), pairs.join(" ")) }
     }
 }
 

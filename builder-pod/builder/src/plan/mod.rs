@@ -8,19 +8,25 @@ mod copy;
 mod env;
 mod evaluate;
 mod graph;
+mod heredoc;
 mod mounts;
 mod outline;
 mod ports;
+mod state;
 mod stopsignal;
 mod support;
 mod target;
 mod types;
 
+/// The build argument that names the host that steps see themselves as.
+pub const HOSTNAME_ARG: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+
+pub use copy::git_context;
 pub use env::Env;
 pub use mounts::{Cache, Mount};
-pub use outline::{ImageUse, Outline, Target};
+pub use outline::{ImageUse, Outline, Target, Triggers};
 pub use target::normalize as normalize_platform;
-pub use types::{Action, Base, BaseImage, CopyFrom, Op, Plan, PlanError, Stage, Step};
+pub use types::{Action, Base, BaseImage, CopyFrom, Item, Op, Plan, PlanError, Stage, Step};
 
 #[cfg(test)]
 mod tests;

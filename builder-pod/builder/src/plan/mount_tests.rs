@@ -150,3 +150,31 @@ fn bad_mounts_are_refused_with_their_line() {
         assert!([reason::DOCKERFILE_INVALID, reason::NOT_FOUND].contains(&reason), "{flag}: {reason}");
     }
 }
+
+#[test]
+fn mounts_go_with_documents_triggers_and_named_contexts() {
+    let staged = plan(
+        "FROM a AS src\nFROM b AS base\nONBUILD RUN --mount=from=src,target=/m <<E\n#!/bin/x\ny\nE\nFROM base\nRUN --mount=from=dir,target=/d --mount=from=other,target=/o --mount=from=img,target=/i x\n",
+    );
+    let ops = &staged.stages.last().unwrap().ops;
+    let Action::Run { mounts, script, argv, .. } = &ops[0].action else { panic!("no RUN") };
+    assert_eq!(mounts[..], [files("/m", true, Some(CopyFrom::Stage(0)), "/")]);
+    assert_eq!((argv.last().unwrap().as_str(), script.is_some()), ("/dev/pipes/E", true));
+    let Action::Run { mounts, .. } = &ops[1].action else { panic!("no RUN") };
+    let images = staged.images.iter().map(|image| image.resolved.reference.as_str());
+    let image = |name: &str| images.clone().position(|image| image == name).map(CopyFrom::Image);
+    assert_eq!(
+        mounts[..],
+        [
+            files("/d", true, Some(CopyFrom::Named(0)), "/"),
+            files("/o", true, image("conf"), "/"),
+            files("/i", true, image("img"), "/")
+        ]
+    );
+    assert!(staged.stages[0].files, "what a trigger mounts is built");
+
+    let base = plan("FROM scratch AS early\nFROM onbuild-mount\n");
+    let Action::Run { mounts, .. } = &base.stages.last().unwrap().ops[0].action else { panic!("no RUN") };
+    let CopyFrom::Image(found) = mounts[0].from().unwrap() else { panic!("no image") };
+    assert_eq!(base.images[found].resolved.reference, "elsewhere");
+}

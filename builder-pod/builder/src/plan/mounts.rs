@@ -2,8 +2,8 @@
 //! `convert_secrets`, `convert_ssh`).
 
 use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_FOUND};
+use kiln_dockerfile::Expander;
 use kiln_dockerfile::instruction::{Mount as Written, MountError, MountSpec, MountType, Sharing};
-use kiln_dockerfile::{Dockerfile, Expander};
 
 use super::copy::clean;
 use super::env::Words;
@@ -114,8 +114,11 @@ const SOCKET_MODE: u32 = 0o600;
 const CACHE_MODE: u32 = 0o755;
 
 /// What `from=` of a mount means: a stage by its name (never by its number), else an image.
-pub(super) fn source(file: &Dockerfile, from: &str) -> Source {
-    match graph::named(file, from, file.stages.len()) {
+pub(super) fn source(names: graph::Scope<'_>, from: &str) -> Source {
+    if let Some(context) = names.context(from) {
+        return context;
+    }
+    match graph::named(names.file, from, names.file.stages.len()) {
         Some(stage) => Source::Stage(stage),
         None if from == "scratch" => Source::Scratch,
         None => Source::Image(from.to_owned()),

@@ -1,17 +1,15 @@
 //! What of the language is not implemented yet, refused by name. Nothing is ever ignored in silence.
 
 use kiln_contract::reason::{DOCKERFILE_INVALID, NOT_SUPPORTED};
-use kiln_dockerfile::instruction::{Add, Copy, Network, Run, Security};
+use kiln_dockerfile::instruction::{Copy, Network, Run, Security};
 use kiln_dockerfile::{Instruction, InstructionKind};
 
 use super::{PlanError, mounts};
 
 /// Refuses an instruction that this version does not carry out.
-pub(super) fn check(instruction: &Instruction) -> Result<(), PlanError> {
+pub(super) fn check(instruction: &Instruction, entitlements: &[String]) -> Result<(), PlanError> {
     let unsupported = match &instruction.kind {
-        InstructionKind::Run(run) => run_gap(run),
-        InstructionKind::Copy(copy) => copy_gap(copy),
-        InstructionKind::Add(add) => add_gap(add),
+        InstructionKind::Run(run) => run_gap(run, entitlements),
         _ => None,
     };
     let line = instruction.lines.first;
@@ -40,40 +38,18 @@ pub(super) fn refusal(what: &str, line: u32) -> PlanError {
     PlanError::new(NOT_SUPPORTED, line, format!("{what} is not supported by this version of Kiln"))
 }
 
-fn run_gap(run: &Run) -> Option<String> {
+fn run_gap(run: &Run, entitlements: &[String]) -> Option<String> {
     if !run.devices.is_empty() {
         return Some("RUN --device".into());
     }
-    if run.network == Network::Host {
+    // Steps share the network of the builder, be it the pod's or the machine's: with leave, it is what they have anyway.
+    if run.network == Network::Host && !entitlements.iter().any(|word| word == "network.host") {
         return Some("RUN --network=host".into());
     }
     if run.security == Security::Insecure {
         return Some("RUN --security=insecure".into());
     }
-    (!run.command.heredocs.is_empty()).then(|| "a here-document (RUN <<EOF)".into())
-}
-
-fn copy_gap(copy: &Copy) -> Option<String> {
-    if copy.link {
-        return Some("COPY --link".into());
-    }
-    if copy.parents {
-        return Some("COPY --parents".into());
-    }
-    (!copy.files.heredocs.is_empty()).then(|| "a here-document (COPY <<EOF)".into())
-}
-
-fn add_gap(add: &Add) -> Option<String> {
-    if add.link {
-        return Some("ADD --link".into());
-    }
-    if add.keep_git_dir.is_some() {
-        return Some("ADD --keep-git-dir".into());
-    }
-    if add.checksum.is_some() {
-        return Some("ADD --checksum".into());
-    }
-    (!add.files.heredocs.is_empty()).then(|| "a here-document (ADD <<EOF)".into())
+    None
 }
 
 /// Whether a `# syntax=` line (or the build argument `BUILDKIT_SYNTAX`) asks for a language that is covered here:

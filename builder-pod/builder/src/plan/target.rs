@@ -36,14 +36,18 @@ pub fn normalize(platform: &str) -> Option<String> {
     Some(if variant.is_empty() { format!("{os}/{arch}") } else { format!("{os}/{arch}/{variant}") })
 }
 
-/// `TARGET…` and `BUILD…` of the global scope; a build argument of the same name wins. Both are the same platform: this
-/// builder builds for the machine that it runs on.
-pub(super) fn platform_args(platform: &str, stage: &str, args: &BTreeMap<String, String>) -> Env {
-    let mut parts = platform.splitn(3, '/');
-    let mut part = || parts.next().unwrap_or_default();
-    let (os, arch, variant) = (part(), part(), part());
+/// `TARGET…` (what is built for) and `BUILD…` (this machine) of the global scope; a build argument of the same name wins.
+pub(super) fn platform_args(
+    machine: &str,
+    platform: &str,
+    stage: &str,
+    args: &BTreeMap<String, String>,
+) -> Env {
     let mut env = Env::default();
-    for side in ["BUILD", "TARGET"] {
+    for (side, platform) in [("BUILD", machine), ("TARGET", platform)] {
+        let mut parts = platform.splitn(3, '/');
+        let mut part = || parts.next().unwrap_or_default();
+        let (os, arch, variant) = (part(), part(), part());
         for (name, value) in
             [("PLATFORM", platform), ("OS", os), ("OSVERSION", ""), ("ARCH", arch), ("VARIANT", variant)]
         {
@@ -85,9 +89,9 @@ mod tests {
     #[test]
     fn arguments_of_the_request_win() {
         let args = BTreeMap::from([("TARGETARCH".to_owned(), "other".to_owned())]);
-        let env = platform_args("linux/arm/v7", "final", &args);
+        let env = platform_args("linux/amd64", "linux/arm/v7", "final", &args);
         assert_eq!(env.get("TARGETARCH"), Some("other"));
-        assert_eq!(env.get("BUILDARCH"), Some("arm"));
+        assert_eq!(env.get("BUILDARCH"), Some("amd64"));
         assert_eq!(env.get("TARGETVARIANT"), Some("v7"));
         assert_eq!(env.get("TARGETSTAGE"), Some("final"));
     }

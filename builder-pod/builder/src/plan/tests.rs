@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use kiln_contract::image::ResolvedImage;
+use kiln_contract::request::NamedContext;
 use kiln_contract::{Descriptor, reason};
 use kiln_dockerfile::Dockerfile;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::chmod::Chmod;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -22,6 +24,7 @@ fn resolve(reference: &str) -> ResolvedImage {
                          "User": "daemon", "Shell": ["/bin/ash", "-ec"], "Labels": {"a": "base"}}),
         "onbuild" => json!({"Env": [PATH], "OnBuild": ["COPY . /src", "RUN make", "ENV DONE=1"]}),
         "onbuild-from" => json!({"OnBuild": ["COPY --from=elsewhere /x /y"]}),
+        "onbuild-mount" => json!({"OnBuild": ["RUN --mount=from=elsewhere,target=/m true"]}),
         "onbuild-bad" => json!({"OnBuild": ["RUN --network=host true"]}),
         _ => json!({"Env": [PATH], "Cmd": ["sh"]}),
     };
@@ -43,10 +46,25 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
     let args: BTreeMap<String, String> =
         args.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let syntax = kiln_dockerfile::directives::detect_syntax(text.as_bytes());
-    let target = Target { platform: "linux/amd64", stage, args: &args };
+    let contexts = BTreeMap::from([
+        ("dir".to_owned(), NamedContext::Directory("/d".to_owned())),
+        ("other".to_owned(), NamedContext::Image("conf".to_owned())),
+    ]);
+    let target = Target {
+        platform: "linux/amd64",
+        machine: "linux/amd64",
+        stage,
+        args: &args,
+        contexts: &contexts,
+        entitlements: &[],
+    };
+    let images = |outline: &Outline<'_>| -> Vec<ResolvedImage> {
+        outline.images().iter().map(|image| resolve(&image.reference)).collect()
+    };
     let outline = Outline::new(&file, syntax.as_deref(), target)?;
-    let images: Vec<_> = outline.images().iter().map(|image| resolve(&image.reference)).collect();
-    outline.plan(&images)
+    let triggers = outline.triggers(&images(&outline));
+    let outline = Outline::with_triggers(&file, syntax.as_deref(), target, &triggers)?;
+    outline.plan(&images(&outline))
 }
 
 fn plan(text: &str) -> Plan {
@@ -89,7 +107,7 @@ fn the_seed_has_four_steps_and_two_layers() {
     let stage = &plan.stages[0];
     assert_eq!((stage.steps.clone(), stage.base, stage.ops.len()), (1..=4, Base::Image(0), 2));
     assert!(plan.images[0].files && stage.files && stage.publish);
-    let Action::Run { argv, cwd, user, env, network, mounts: _ } = &stage.ops[0].action else { panic!() };
+    let Action::Run { argv, cwd, user, env, network, .. } = &stage.ops[0].action else { panic!() };
     assert_eq!(argv, &["/bin/sh", "-c", "apk add --update redis"]);
     assert_eq!(
         (cwd.as_str(), user.as_str(), env.as_slice(), network),
@@ -263,6 +281,33 @@ RUN ["true","x"]
 }
 
 #[test]
+fn documents_flags_and_their_text() {
+    let text = "FROM a\nENV V=w\nRUN cat <<E\n$V\nE\nCOPY --link --parents --exclude=*.o x <<\"F\" <<G /d/\n$V\nF\n$V\nG\n\
+                ADD --link --chmod=go=u --keep-git-dir=true y z\n";
+    let plan = plan(text);
+    let Action::Run { argv, script, .. } = &plan.stages[0].ops[0].action else { panic!() };
+    assert_eq!((argv[2].as_str(), script), ("cat <<E\n$V\nE", &None));
+    let Action::Copy { items, link, unpack, .. } = &plan.stages[0].ops[1].action else { panic!() };
+    let [Item::Files(files), Item::Inline(raw), Item::Inline(expanded)] = items.as_slice() else { panic!() };
+    assert_eq!(
+        (files.parents, files.excludes.as_slice(), link, unpack),
+        (true, &["*.o".to_owned()][..], &true, &Some(false))
+    );
+    assert_eq!((raw.name.as_str(), raw.data.as_str(), expanded.data.as_str()), ("F", "$V\n", "w\n"));
+    let Action::Copy { mode, link, unpack, .. } = &plan.stages[0].ops[2].action else { panic!() };
+    assert_eq!((mode, link, unpack), (&Chmod::parse("go=u").ok(), &false, &None));
+    let created: Vec<_> = plan.stages[0].ops.iter().map(|op| op.created_by.as_str()).collect();
+    assert_eq!(
+        created,
+        [
+            "RUN /bin/sh -c cat <<E\n$V\nE # buildkit",
+            "COPY --parents x <<F <<G /d/ # buildkit",
+            "ADD --chmod=go=u y z # buildkit"
+        ]
+    );
+}
+
+#[test]
 fn what_a_base_hands_down() {
     let (config, _) = image(&plan("FROM conf\nENTRYPOINT [\"/x\"]\nWORKDIR rel\n"));
     assert_eq!(config.get("Cmd"), None, "ENTRYPOINT drops the base's CMD");
@@ -278,22 +323,69 @@ fn what_a_base_hands_down() {
 }
 
 #[test]
-fn triggers_of_a_base_are_part_of_from() {
+fn triggers_of_a_base_are_steps() {
     let plan = plan("FROM onbuild\nRUN after\n");
     let steps: Vec<_> = plan.stages[0].ops.iter().map(|op| op.step).collect();
-    assert_eq!((plan.steps.len(), steps), (2, vec![1, 1, 2]));
+    assert_eq!((plan.steps.len(), steps), (5, vec![2, 3, 5]));
+    assert_eq!((plan.steps[1].text.as_str(), plan.steps[1].line), ("COPY . /src", 1));
     let (config, history) = image(&plan);
     assert_eq!(config.get("OnBuild"), None);
     assert_eq!(history[0], "COPY . /src # buildkit");
     assert_eq!(history[2], "-ENV DONE=1");
 
-    let staged = self::plan("FROM a AS src\nFROM b AS p\nONBUILD COPY --from=src /s /t\nFROM p\n");
+    let staged = self::plan("FROM a AS src\nFROM b AS p\nONBUILD COPY --from=src /s /t\nFROM p\nFROM 2\n");
+    assert_eq!(staged.stages.len(), 1, "2 is an image, not a stage");
+    let staged =
+        self::plan("FROM a AS src\nFROM b AS p\nONBUILD COPY --from=src /s /t\nFROM p AS q\nFROM q\n");
     assert!(matches!(staged.stages[2].ops[0].action, Action::Copy { from: CopyFrom::Stage(0), .. }));
-    for (base, word) in [("onbuild-from", "--from=elsewhere"), ("onbuild-bad", "RUN --network=host")] {
-        let (reason, line, message) = refused(&format!("FROM scratch\nFROM {base}\n"));
-        assert_eq!((reason, line), (reason::NOT_SUPPORTED, Some(2)));
-        assert!(message.contains(word) && message.contains("ONBUILD"), "{message}");
-    }
+    assert_eq!(image(&staged).1.len(), 1, "children of children do not do it again");
+    let further = self::plan("FROM scratch\nFROM onbuild-from\n");
+    assert_eq!(further.images[1].resolved.reference, "elsewhere");
+    let (reason, line, message) = refused("FROM scratch\nFROM onbuild-bad\n");
+    assert_eq!((reason, line), (reason::NOT_SUPPORTED, Some(2)));
+    assert!(message.contains("RUN --network=host") && message.contains("ONBUILD"), "{message}");
+}
+
+#[test]
+fn a_stage_may_be_of_another_platform() {
+    let text = "FROM --platform=linux/arm64/v8 a AS x\nFROM x\nCOPY --from=a / /x\n";
+    let file = Dockerfile::parse(text.as_bytes()).unwrap();
+    let (args, contexts) = (BTreeMap::new(), BTreeMap::new());
+    let target = Target {
+        platform: "linux/amd64",
+        machine: "linux/amd64",
+        stage: None,
+        args: &args,
+        contexts: &contexts,
+        entitlements: &[],
+    };
+    let outline = Outline::new(&file, None, target).unwrap();
+    let images: Vec<_> =
+        outline.images().iter().map(|i| (i.reference.as_str(), i.platform.as_str())).collect();
+    assert_eq!(images, [("a", "linux/arm64"), ("a", "linux/amd64")]);
+    let plan = plan("FROM --platform=linux/arm64 scratch AS x\nFROM x\nCOPY a b\n");
+    let text = plan.stages[1].image.finish(&[], &BTreeMap::new(), &|_| "t".into(), "t");
+    let config: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(config["architecture"], "arm64");
+}
+
+#[test]
+fn named_contexts_go_before_stages_and_images() {
+    let plan = plan(
+        "FROM dir AS d\nFROM a AS other\nRUN false\nFROM docker.io/library/other:latest\nCOPY --from=1 x y\nCOPY --from=dir . /\n",
+    );
+    assert_eq!(plan.stages.len(), 1);
+    assert_eq!(plan.images[0].resolved.reference, "conf");
+    let from = |op: usize| match &plan.stages[0].ops[op].action {
+        Action::Copy { from, .. } => *from,
+        action => panic!("{action:?}"),
+    };
+    assert_eq!(
+        (from(0), from(1), plan.contexts[0].as_str()),
+        (CopyFrom::Image(0), CopyFrom::Named(0), "dir")
+    );
+    let based = self::plan("FROM dir\nRUN x\n");
+    assert_eq!((based.stages[0].base, based.stages[0].ops.len()), (Base::Scratch, 2));
 }
 
 #[test]
@@ -301,22 +393,11 @@ fn what_is_not_implemented_is_refused_by_name_with_its_line() {
     for (line, word) in [
         ("RUN --network=host true", "RUN --network=host"),
         ("RUN --security=insecure true", "RUN --security=insecure"),
-        ("RUN <<EOF\ntrue\nEOF", "here-document"),
-        ("COPY <<EOF /x\ntrue\nEOF", "here-document"),
-        ("COPY --link a b", "COPY --link"),
-        ("COPY --parents a b", "COPY --parents"),
-        ("COPY --chmod=u+x a b", "--chmod=u+x"),
-        ("ADD https://x/y /z", "https://x/y"),
-        ("ADD git@h:r.git /z", "git@h:r.git"),
-        ("ADD --checksum=sha256:00 a b", "ADD --checksum"),
-        ("ADD --keep-git-dir a b", "ADD --keep-git-dir"),
     ] {
         let (reason, at, message) = refused(&format!("FROM a\n{line}\n"));
         assert_eq!((reason, at), (reason::NOT_SUPPORTED, Some(2)), "{line}: {message}");
         assert!(message.contains(word), "{line}: {message}");
     }
-    let (reason, at, _) = refused("FROM --platform=linux/arm64 a\n");
-    assert_eq!((reason, at), (reason::NOT_SUPPORTED, Some(1)));
     assert_eq!(refused("# syntax=other/frontend\nFROM a\n").0, reason::NOT_SUPPORTED);
     // Not in a stage that nobody needs, and not what says the default.
     plan("FROM a\nRUN --network=host true\nFROM b\nRUN --network=default --security=sandbox x\n");
@@ -337,6 +418,15 @@ fn what_can_not_be_is_refused_with_its_line() {
         ("FROM a\nEXPOSE 90-80\n", Some(2), "90-80"),
         ("FROM a\nSTOPSIGNAL NOPE\n", Some(2), "NOPE"),
         ("FROM a\nCOPY --chmod=888 a b\n", Some(2), "888"),
+        ("FROM a\nCOPY --chmod=u+q a b\n", Some(2), "u+q"),
+        ("FROM a\nADD --checksum=sha256:00 git@h:r b", Some(2), "hexadecimal"),
+        ("FROM a\nADD https://h/r.git?tag=a&branch=b b", Some(2), "not both"),
+        ("FROM a\nADD --checksum=sha256:00 https://x/a b", Some(2), "64 hexadecimal digits"),
+        (
+            "FROM a\nADD --checksum=sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa a b",
+            Some(2),
+            "downloaded",
+        ),
         ("FROM a\nCOPY https://x/y /z\n", Some(2), "for ADD"),
         ("FROM --platform=a/b/c/d x\n", Some(1), "a/b/c/d"),
         ("ARG SOURCE_DATE_EPOCH=soon\nFROM a\n", None, "soon"),

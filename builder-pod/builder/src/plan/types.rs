@@ -2,12 +2,14 @@
 
 use std::ops::RangeInclusive;
 
+use kiln_contract::call::GitSource;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_INSTRUCTION, PlannedStep};
 use kiln_contract::text::{printable, truncate};
 
 use super::Mount;
-use crate::engine::Selection;
+use crate::chmod::Chmod;
+use crate::engine::{InlineFile, Selection};
 use crate::image::Image;
 
 /// What is wrong with a Dockerfile or a request, found before anything runs. Its author acts.
@@ -67,6 +69,8 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// `SOURCE_DATE_EPOCH`: Unix seconds that no time in the image is later than.
     pub epoch: Option<i64>,
+    /// Names of the contexts, beside the build context, that files are taken from.
+    pub contexts: Vec<String>,
     /// Build arguments of the request that no ARG takes up.
     pub unused_args: Vec<String>,
 }
@@ -130,6 +134,8 @@ pub enum Action {
     Run {
         /// The command and its arguments.
         argv: Vec<String>,
+        /// A here-document that names its interpreter: what `argv` runs.
+        script: Option<InlineFile>,
         /// `NAME=value`.
         env: Vec<String>,
         /// Absolute.
@@ -143,18 +149,20 @@ pub enum Action {
     },
     /// `COPY`, `ADD`
     Copy {
-        /// Where the files come from.
+        /// Where [`Item::Files`] come from.
         from: CopyFrom,
-        /// Which files.
-        what: Selection,
+        /// What is copied, in order.
+        items: Vec<Item>,
         /// Absolute; a trailing `/` means a directory.
         dest: String,
         /// `--chown`.
         chown: Option<String>,
         /// `--chmod`.
-        mode: Option<u32>,
-        /// Unpack archives.
-        unpack: bool,
+        mode: Option<Chmod>,
+        /// Unpack archives among the files; `None`: local ones.
+        unpack: Option<bool>,
+        /// `--link`: nothing of what is there already is looked at.
+        link: bool,
     },
     /// `WORKDIR`
     Workdir {
@@ -162,6 +170,31 @@ pub enum Action {
         path: String,
         /// Owner of what has to be made, as USER has it; `None` for 0:0.
         user: Option<String>,
+    },
+}
+
+/// One thing that a COPY or ADD takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// Files of a context, a stage or an image.
+    Files(Selection),
+    /// A here-document.
+    Inline(InlineFile),
+    /// Something to download.
+    Url {
+        /// `http://…` or `https://…`.
+        url: String,
+        /// Its name in a destination directory.
+        name: String,
+        /// `sha256:…` that it must have.
+        checksum: Option<String>,
+    },
+    /// Files of a git repository.
+    Git {
+        /// Which.
+        source: GitSource,
+        /// `--exclude`.
+        excludes: Vec<String>,
     },
 }
 
@@ -181,6 +214,8 @@ impl Action {
 pub enum CopyFrom {
     /// The build context.
     Context,
+    /// [`Plan::contexts`].
+    Named(usize),
     /// [`Plan::stages`].
     Stage(usize),
     /// [`Plan::images`].

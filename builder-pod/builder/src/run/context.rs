@@ -1,35 +1,67 @@
 //! The build context as `solve` asks for it: selected files, without those that the ignore file leaves out.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_dockerfile::IgnoreFile;
 use kiln_dockerfile::ignore::Matched;
 
 use super::Root;
-use crate::engine::{EngineError, Selection};
-use crate::solve::Context;
+use crate::engine::{EngineError, EngineErrorKind, Selection};
+use crate::solve::{Checkout, Context};
 use crate::tree::{Ignored, write_context};
+
+/// The build context and the named ones that are directories.
+#[derive(Debug)]
+pub(super) struct LocalContexts {
+    main: Directory,
+    named: BTreeMap<String, Directory>,
+}
 
 /// A directory and its ignore file.
 #[derive(Debug)]
-pub(super) struct LocalContext {
-    root: Root,
-    ignore: IgnoreFile,
+pub(super) struct Directory {
+    pub root: Place,
+    pub ignore: IgnoreFile,
 }
 
-impl LocalContext {
-    pub fn new(root: Root, ignore: IgnoreFile) -> Self {
-        Self { root, ignore }
+/// Where a directory is.
+#[derive(Debug)]
+pub(super) enum Place {
+    Opened(Root),
+    /// Its files go in the end.
+    CheckedOut(Checkout),
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Opened(root) => root.as_fd(),
+            Self::CheckedOut(checkout) => checkout.root(),
+        }
     }
 }
 
-impl Context for LocalContext {
-    fn send(&self, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
-        let verdicts = Verdicts { ignore: &self.ignore, above: RefCell::new(Vec::new()) };
+impl LocalContexts {
+    pub fn new(main: Directory, named: BTreeMap<String, Directory>) -> Self {
+        Self { main, named }
+    }
+}
+
+impl Context for LocalContexts {
+    fn send(&self, name: Option<&str>, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
+        let directory = match name {
+            None => &self.main,
+            Some(name) => self.named.get(name).ok_or_else(|| EngineError {
+                kind: EngineErrorKind::Internal,
+                message: format!("the context {name} was not opened"),
+            })?,
+        };
+        let verdicts = Verdicts { ignore: &directory.ignore, above: RefCell::new(Vec::new()) };
         let ignored = |path: &str, is_dir: bool| verdicts.of(path, is_dir);
-        Ok(write_context(self.root.as_fd(), what, &ignored, File::from(out))?)
+        Ok(write_context(directory.root.as_fd(), what, &ignored, File::from(out))?)
     }
 }
 

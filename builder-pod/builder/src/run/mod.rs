@@ -20,11 +20,11 @@ use kiln_dockerfile::Dockerfile;
 
 use crate::courier::{Client, Committed, Courier, SOCKET_WAIT};
 use crate::engine::{Engine, EngineError, Stop};
-use crate::plan::{Outline, Plan, Target};
+use crate::plan::{ImageUse, Outline, Plan, Target};
 use crate::solve::failure::{Halt, internal, of_engine, of_plan};
 use crate::solve::log::{Entry, Log};
 use crate::solve::{Pack, Wishes, World, resolve, solve};
-use context::LocalContext;
+use context::{Directory, LocalContexts, Place};
 use timer::Timer;
 
 pub use human::Human;
@@ -111,8 +111,15 @@ impl Build<'_> {
         };
         self.source_text = Some(String::from_utf8_lossy(&bytes).into_owned());
         let file = self.parse(&bytes)?;
-        let target =
-            Target { platform: &request.platform, stage: request.target.as_deref(), args: &request.args };
+        let machine = format!("linux/{}", std::env::consts::ARCH);
+        let target = Target {
+            platform: &request.platform,
+            machine: &machine,
+            stage: request.target.as_deref(),
+            args: &request.args,
+            contexts: &request.contexts,
+            entitlements: &request.entitlements,
+        };
         let outline = Outline::new(&file, file.syntax.as_deref(), target)
             .map_err(|error| of_plan(&error, &request.dockerfile))?;
         let ignore = source::ignore(&context, &request.dockerfile)?;
@@ -121,11 +128,29 @@ impl Build<'_> {
         let isolation = request.isolation.as_str().to_owned();
         self.courier.event(Event::BuilderStarted { isolation })?;
         self.courier.event(Event::Planned { steps: outline.planned() })?;
-        let plan = self.plan(&outline).map_err(|halt| self.name_step(&outline, halt, log))?;
+        let named = source::named(&request.contexts, self.courier, self.work_dir)?;
+        let named_step = |outline: &Outline<'_>, halt, log: &mut dyn Log| self.name_step(outline, halt, log);
+        let mut images = self.resolve(outline.images()).map_err(|halt| named_step(&outline, halt, log))?;
+        let mut outline = outline;
+        let triggers = outline.triggers(&images);
+        if !triggers.is_empty() {
+            // What the bases have their children do are steps, too, and may need further images.
+            let fuller = Outline::with_triggers(&file, file.syntax.as_deref(), target, &triggers);
+            let fuller = fuller
+                .map_err(|error| named_step(&outline, of_plan(&error, &request.dockerfile).into(), log))?;
+            self.courier.event(Event::Planned { steps: fuller.planned() })?;
+            images = self
+                .resolve_more(&outline, &images, fuller.images())
+                .map_err(|halt| named_step(&fuller, halt, log))?;
+            outline = fuller;
+        }
+        let plan = outline.plan(&images).map_err(|error| of_plan(&error, &request.dockerfile));
+        let plan = plan.map_err(|failure| named_step(&outline, failure.into(), log))?;
         for name in &plan.unused_args {
             log.entry(Entry::Warning { text: &format!("build argument {name} is not used: no ARG {name}") });
         }
-        self.solve(&plan, &*engine, &LocalContext::new(context, ignore), log)
+        let contexts = LocalContexts::new(Directory { root: Place::Opened(context), ignore }, named);
+        self.solve(&plan, &*engine, &contexts, log)
     }
 
     fn parse(&self, bytes: &[u8]) -> Result<Dockerfile, Halt> {
@@ -137,11 +162,26 @@ impl Build<'_> {
         })
     }
 
-    fn plan(&self, outline: &Outline<'_>) -> Result<Plan, Halt> {
-        let request = self.request;
-        let images: Vec<ResolvedImage> =
-            resolve(outline.images(), &request.platform, &request.dockerfile, self.courier)?;
-        Ok(outline.plan(&images).map_err(|error| of_plan(&error, &request.dockerfile))?)
+    fn resolve(&self, images: &[ImageUse]) -> Result<Vec<ResolvedImage>, Halt> {
+        resolve(images, &self.request.dockerfile, self.courier)
+    }
+
+    /// The images of a fuller outline: those of the first are known.
+    fn resolve_more(
+        &self,
+        first: &Outline<'_>,
+        known: &[ResolvedImage],
+        images: &[ImageUse],
+    ) -> Result<Vec<ResolvedImage>, Halt> {
+        let same = |a: &ImageUse, b: &ImageUse| a.reference == b.reference && a.platform == b.platform;
+        let place = |image: &ImageUse| first.images().iter().position(|known| same(known, image));
+        let new: Vec<ImageUse> = images.iter().filter(|image| place(image).is_none()).cloned().collect();
+        let mut new = self.resolve(&new)?.into_iter();
+        let all = images.iter().filter_map(|image| match place(image) {
+            Some(at) => known.get(at).cloned(),
+            None => new.next(),
+        });
+        Ok(all.collect())
     }
 
     /// A step that fails before any step runs is told of like one that ran.
@@ -162,7 +202,7 @@ impl Build<'_> {
         &self,
         plan: &Plan,
         engine: &dyn Engine,
-        context: &LocalContext,
+        context: &LocalContexts,
         log: &mut dyn Log,
     ) -> Result<Committed, Halt> {
         let spool = self.work_dir.join("spool");

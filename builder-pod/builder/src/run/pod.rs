@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_contract::request::{BuildRequest, MAX_REQUEST};
-use kiln_contract::{Failure, paths, reason};
+use kiln_contract::{Failure, FailureClass, paths, reason};
 
 use super::{Human, Settings, build, signals};
 use crate::courier::{Client, Courier, SOCKET_WAIT};
 use crate::engine::{Engine, Stop};
 use crate::helper::{LocalEngine, Options};
+use crate::plan::HOSTNAME_ARG;
+use crate::sandbox::settings::Settings as StepSettings;
 use crate::solve::failure::internal;
 use crate::solve::log::{Entry, Log};
 
@@ -39,13 +41,21 @@ pub fn main_in_pod() -> ExitCode {
         Ok(request) => request,
         Err(message) => return report(&internal(message), &stop, &mut log),
     };
+    let mut steps = StepSettings::default();
+    if let Some(name) = request.args.get(HOSTNAME_ARG)
+        && let Err(problem) = steps.set_hostname(name)
+    {
+        let text = format!("build argument {HOSTNAME_ARG}: {problem}");
+        let failure = Failure::new(FailureClass::User, reason::INVALID_SPEC, text);
+        return report(&failure, &stop, &mut log);
+    }
     let settings = Settings {
         socket: Path::new(paths::SOCKET),
         work_dir: Path::new(paths::WORK_DIR),
         stop: &stop,
         start_engine: &|work_dir, isolation| {
-            let engine: Arc<dyn Engine> =
-                Arc::new(LocalEngine::start(work_dir, isolation, Options::default())?);
+            let options = Options { settings: steps.clone(), ..Options::default() };
+            let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(work_dir, isolation, options)?);
             Ok(engine)
         },
         log: &mut log,

@@ -1,6 +1,7 @@
 //! The build context: files of the request written out, or a directory of this machine; and the files in it that the build
 //! itself reads. Paths are resolved inside the context by the kernel.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,13 +10,16 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_contract::request::{Content, Source};
+use kiln_contract::request::{Content, NamedContext, Source};
 use kiln_contract::{Failure, FailureClass, paths, reason};
 use kiln_dockerfile::IgnoreFile;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::Root;
-use crate::solve::failure::internal;
+use super::context::{Directory, Place};
+use crate::courier::Courier;
+use crate::solve::Checkout;
+use crate::solve::failure::{Halt, internal};
 
 /// Bytes of a Dockerfile or an ignore file at most: generated ones reach tens of KiB; more is a mistake.
 const MAX_FILE: u64 = 1 << 20;
@@ -154,6 +158,37 @@ pub(super) fn dockerfile(context: &Root, path: &str) -> Result<Vec<u8>, Box<Fail
         ))),
         Err(problem) => Err(fail(format!("the Dockerfile {path:?} is not usable: {problem}"))),
     }
+}
+
+/// The named contexts that are not images: directories, each with its own ignore file, and repositories, which are checked
+/// out into `work_dir`.
+pub(super) fn named(
+    contexts: &BTreeMap<String, NamedContext>,
+    courier: &dyn Courier,
+    work_dir: &Path,
+) -> Result<BTreeMap<String, Directory>, Halt> {
+    let mut opened = BTreeMap::new();
+    for (number, (name, context)) in contexts.iter().enumerate() {
+        let path = match context {
+            NamedContext::Image(_) => continue,
+            NamedContext::Git(source) => {
+                let checkout = Checkout::fetch(courier, source, work_dir, &format!("context{number}"))?;
+                let root = Place::CheckedOut(checkout);
+                let directory = Directory { root, ignore: IgnoreFile::default() };
+                opened.insert(name.clone(), directory);
+                continue;
+            }
+            NamedContext::Directory(path) => path,
+        };
+        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, path, directory, Mode::empty()).map_err(|e| {
+            let message = format!("the context {name} ({path}) can't be opened: {e}");
+            Box::new(Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, message))
+        })?;
+        let ignore = ignore(&root, "")?;
+        opened.insert(name.clone(), Directory { root: Place::Opened(root), ignore });
+    }
+    Ok(opened)
 }
 
 /// The context's ignore file: `<Dockerfile>.dockerignore`, else `.dockerignore`, else nothing is ignored.

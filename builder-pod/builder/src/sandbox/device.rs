@@ -9,6 +9,7 @@ use rustix::mount::MountFlags;
 use super::fault::{At as _, Fault, Stage};
 use super::inroot::Place;
 use super::mounts::{bind, link_of, mount, top_of};
+use crate::engine::InlineFile;
 
 /// Devices of the pod that a step gets. Nodes can't be made in a user namespace, so the pod's are bound.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -26,13 +27,14 @@ const LINKS: [(&str, &str); 6] = [
 const QUIET: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
 const NO_NODES: MountFlags = QUIET.union(MountFlags::NODEV);
 
-/// Mounts a `/dev` at `place`. The pod's own `/dev` must still be in sight.
+/// Mounts a `/dev` at `place`, with a script in `/dev/pipes` if the step has one. The pod's own `/dev` must still be in
+/// sight.
 ///
 /// # Errors
 /// [`Stage::Dev`].
-pub fn populate(place: &Place) -> Result<(), Fault> {
+pub fn populate(place: &Place, script: Option<&InlineFile>, shm_bytes: u64) -> Result<(), Fault> {
     let stage = Stage::Dev;
-    // Sizes as in docker: 64 MiB each, of memory that counts against the pod's limit.
+    // As in docker: 64 MiB, of memory that counts against the pod's limit; so does /dev/shm.
     mount(stage, "tmpfs", link_of(&place.target), MountFlags::NOSUID, "mode=755,size=65536k")?;
     let dev = top_of(stage, place)?;
     for name in DEVICES {
@@ -41,6 +43,9 @@ pub fn populate(place: &Place) -> Result<(), Fault> {
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).at(stage, || format!("cannot make /dev/{name}"))?;
     }
+    if let Some(script) = script {
+        write_script(&directory(&dev, "pipes")?, script)?;
+    }
     mount(
         stage,
         "devpts",
@@ -48,7 +53,8 @@ pub fn populate(place: &Place) -> Result<(), Fault> {
         QUIET,
         "newinstance,ptmxmode=0666,mode=0620,gid=5",
     )?;
-    mount(stage, "tmpfs", link_of(&directory(&dev, "shm")?), NO_NODES, "mode=1777,size=65536k")?;
+    let shm = format!("mode=1777,size={}k", shm_bytes.div_ceil(1024));
+    mount(stage, "tmpfs", link_of(&directory(&dev, "shm")?), NO_NODES, &shm)?;
     match mount(stage, "mqueue", link_of(&directory(&dev, "mqueue")?), NO_NODES, "") {
         // A kernel without POSIX queues.
         Err(fault) if fault.errno == Some(libc::ENODEV) => Ok(()),
@@ -61,6 +67,17 @@ fn directory(dev: impl AsFd, name: &str) -> Result<OwnedFd, Fault> {
     rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755))
         .and_then(|()| rustix::fs::openat(&dev, name, flags, Mode::empty()))
         .at(Stage::Dev, || format!("cannot make /dev/{name}"))
+}
+
+/// Where BuildKit puts it, too: `$0` says so.
+fn write_script(pipes: &OwnedFd, script: &InlineFile) -> Result<(), Fault> {
+    let fail = || format!("cannot write /dev/pipes/{}", script.name);
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(pipes, script.name.as_str(), flags, Mode::from_raw_mode(0o755))
+        .at(Stage::Dev, fail)?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o755)).at(Stage::Dev, fail)?;
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, script.data.as_bytes()).at(Stage::Dev, fail)
 }
 
 fn device(dev: impl AsFd, name: &str) -> Result<(), Fault> {

@@ -49,7 +49,8 @@ fn start(spec: &Spec, files: &Files, status: &OwnedFd, go: OwnedFd) -> Result<()
         probe::prepare(spec)?;
     }
     let (stubs, proc) = root::build(spec, files)?;
-    rustix::system::sethostname(HOSTNAME.as_bytes())
+    let hostname = spec.settings.hostname.as_deref().unwrap_or(HOSTNAME);
+    rustix::system::sethostname(hostname.as_bytes())
         .at(Stage::Hostname, || "cannot set the step's host name".to_owned())?;
     if !spec.network {
         raise_loopback()?;
@@ -61,6 +62,9 @@ fn start(spec: &Spec, files: &Files, status: &OwnedFd, go: OwnedFd) -> Result<()
     stdio()?;
     // Its own session: no terminal of the builder's to push keys into.
     let _ = rustix::process::setsid();
+    for limit in &spec.settings.ulimits {
+        limit.apply().map_err(Stop::Refused)?;
+    }
     caps::limit()?;
     seccomp::install(&filter)?;
     let entered = become_user(spec)?;

@@ -14,6 +14,7 @@ use rustix::thread::UnshareFlags;
 
 use super::fault::{At as _, Fault, Stage};
 use super::root::Files;
+use super::settings::Settings;
 use super::spec::{MAX_MESSAGE, Message, Spec};
 use super::{HOSTNAME, init, process};
 
@@ -49,7 +50,10 @@ fn quiet() -> std::io::Result<OwnedFd> {
 
 fn launch(status: &OwnedFd) -> Result<Message, Fault> {
     let spec = read_spec()?;
-    let files = Files { resolv_conf: pod_file("/etc/resolv.conf"), hosts: hosts(&pod_file("/etc/hosts")) };
+    let files = Files {
+        resolv_conf: pod_file("/etc/resolv.conf"),
+        hosts: hosts(&pod_file("/etc/hosts"), &spec.settings),
+    };
     let born = process::Signal::new()?;
     let mapped = process::Signal::new()?;
     let go = process::Signal::new()?;
@@ -183,7 +187,7 @@ fn pod_file(path: &str) -> Vec<u8> {
 }
 
 /// The pod's names, which hold its host aliases, and the step's own host name.
-fn hosts(of_pod: &[u8]) -> Vec<u8> {
+fn hosts(of_pod: &[u8], settings: &Settings) -> Vec<u8> {
     let mut text = if of_pod.is_empty() {
         b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec()
     } else {
@@ -192,6 +196,10 @@ fn hosts(of_pod: &[u8]) -> Vec<u8> {
     if text.last() != Some(&b'\n') {
         text.push(b'\n');
     }
-    text.extend_from_slice(format!("127.0.0.1\t{HOSTNAME}\n").as_bytes());
+    for host in &settings.hosts {
+        text.extend_from_slice(format!("{}\t{}\n", host.address, host.name).as_bytes());
+    }
+    let hostname = settings.hostname.as_deref().unwrap_or(HOSTNAME);
+    text.extend_from_slice(format!("127.0.0.1\t{hostname}\n").as_bytes());
     text
 }

@@ -29,6 +29,7 @@ pub mod process;
 pub mod root;
 pub mod seccomp;
 pub mod seccomp_list;
+pub mod settings;
 pub mod socket;
 pub mod spawn;
 pub mod spec;

@@ -71,7 +71,7 @@ pub fn build(spec: &Spec, files: &Files) -> Result<(Vec<String>, ProcKind), Stop
 
     let proc = mount_proc(&proc_place, spec.proc)?;
     mount_sys(&sys_place, spec.network)?;
-    device::populate(&dev_place)?;
+    device::populate(&dev_place, spec.script.as_ref(), spec.settings.shm())?;
     bind(Stage::Files, &link_of(&resolv_conf), &resolv_place.target, false)?;
     bind(Stage::Files, &link_of(&hosts), &hosts_place.target, false)?;
     attach::all(&spec.mounts, &root, &mut stubs)?;

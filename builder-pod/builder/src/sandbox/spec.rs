@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 use super::idmap::IdMap;
-use crate::engine::{Mount, User};
+use super::settings::Settings;
+use crate::engine::{InlineFile, Mount, User};
 
 /// A step for the launcher. The launcher's working directory is the trees directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub struct Spec {
     pub work: String,
     /// What to run.
     pub task: Task,
+    /// See [`crate::engine::Step::script`].
+    pub script: Option<InlineFile>,
     /// `NAME=value`.
     pub env: Vec<String>,
     /// Absolute.
@@ -27,6 +30,8 @@ pub struct Spec {
     pub user: User,
     /// The pod's network, or none.
     pub network: bool,
+    /// What all steps are told alike.
+    pub settings: Settings,
     /// What lies over the root.
     pub mounts: Vec<Mount>,
     /// Which `/proc` the step gets.

@@ -6,13 +6,13 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 
-use kiln_contract::call::Stored;
+use kiln_contract::call::{GitSource, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::{Descriptor, FailureClass, reason};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::courier::CourierError;
+use crate::courier::{CourierError, Fetched};
 use crate::engine::{
     Destination, Diff, EngineErrorKind, Exit, MountSource, Output, Owner, Secret, Step, Unpacked, User, View,
 };
@@ -65,9 +65,9 @@ impl FakeEngine {
 }
 
 fn read_all(fd: OwnedFd) -> String {
-    let mut text = String::new();
-    std::fs::File::from(fd).read_to_string(&mut text).unwrap();
-    text
+    let mut bytes = Vec::new();
+    std::fs::File::from(fd).read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl Engine for FakeEngine {
@@ -237,6 +237,22 @@ impl Courier for FakeCourier {
         Ok(())
     }
 
+    fn fetch(
+        &self,
+        url: &str,
+        checksum: Option<&str>,
+        file: BorrowedFd<'_>,
+    ) -> Result<Fetched, CourierError> {
+        self.note("fetch", &format!("{url} {checksum:?}"))?;
+        rustix::io::write(file, url.as_bytes()).unwrap();
+        Ok(Fetched { size: url.len() as u64, digest: id(url), modified: Some(7) })
+    }
+
+    fn fetch_git(&self, source: &GitSource, _file: BorrowedFd<'_>) -> Result<String, CourierError> {
+        self.note("fetch_git", &source.remote)?;
+        Ok("0".repeat(40))
+    }
+
     fn put_blob(&self, blob: &Descriptor, file: BorrowedFd<'_>) -> Result<Stored, CourierError> {
         let mut text = vec![0; usize::try_from(blob.size).unwrap()];
         rustix::io::pread(file, &mut text[..], 0).unwrap();
@@ -291,7 +307,7 @@ impl Courier for FakeCourier {
 pub(crate) struct FakeContext;
 
 impl Context for FakeContext {
-    fn send(&self, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
+    fn send(&self, _name: Option<&str>, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
         std::fs::File::from(out).write_all(what.sources.join(",").as_bytes()).unwrap();
         if what.sources.iter().any(|source| source == "missing") {
             return Err(EngineError {

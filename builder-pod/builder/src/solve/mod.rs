@@ -3,6 +3,7 @@
 
 mod agent;
 mod bases;
+mod checkout;
 pub mod failure;
 pub mod log;
 mod mount;
@@ -33,6 +34,7 @@ use publish::Publisher;
 use shared::Shared;
 use step::Steps;
 
+pub use checkout::Checkout;
 pub use resolve::resolve;
 
 /// Bytes of all secrets that one step mounts, together: they are in memory, several times while the step starts.
@@ -40,11 +42,12 @@ pub const MAX_SECRETS: usize = 4 << 20;
 
 /// The build context.
 pub trait Context: Sync {
-    /// Writes the selected files as a stream for [`Engine::copy_stream`] into `out`.
+    /// Writes the selected files as a stream for [`Engine::copy_stream`] into `out`: of the build context, or of the named
+    /// one.
     ///
     /// # Errors
     /// Kind `User` for a missing source.
-    fn send(&self, what: &Selection, out: OwnedFd) -> Result<(), EngineError>;
+    fn send(&self, name: Option<&str>, what: &Selection, out: OwnedFd) -> Result<(), EngineError>;
 }
 
 /// Makes blobs of tars.

@@ -18,8 +18,8 @@ use crate::plan::{self, Cache, CopyFrom};
 pub(super) struct Mounted {
     /// The tree of each cache. Steps run one after another, so within a build every way of sharing one is the same.
     caches: BTreeMap<Cache, String>,
-    /// The tree with each path of the context.
-    context: BTreeMap<String, String>,
+    /// The tree with each path of each context; no name: of the build's own.
+    context: BTreeMap<(Option<String>, String), String>,
     /// Every secret that a step got: none may appear in the log.
     pub(super) secrets: Vec<Secret>,
     trees: usize,
@@ -162,23 +162,34 @@ impl Steps<'_> {
                 let trees = self.bases.trees(self.shared, image)?;
                 (trees, format!("image {}", self.plan.images[image].resolved.reference))
             }
-            Some(CopyFrom::Context) => (vec![self.context_tree(path)?], "the build context".to_owned()),
+            Some(CopyFrom::Context) => (vec![self.context_tree(None, path)?], "the build context".to_owned()),
+            Some(CopyFrom::Named(context)) => {
+                let name = self.plan.contexts.get(context).cloned().unwrap_or_default();
+                (vec![self.context_tree(Some(&name), path)?], format!("the context {name}"))
+            }
         })
     }
 
-    /// A tree with a path of the context at its place; only that is copied.
-    fn context_tree(&mut self, path: &str) -> Result<String, Halt> {
-        let known = |tree: &&str| self.mounted.context.get(*tree);
-        if let Some(tree) = ["/", path].iter().find_map(known) {
+    /// A tree with a path of a context at its place; only that is copied.
+    fn context_tree(&mut self, name: Option<&str>, path: &str) -> Result<String, Halt> {
+        let key = |path: &str| (name.map(str::to_owned), path.to_owned());
+        if let Some(tree) = ["/", path].iter().find_map(|path| self.mounted.context.get(&key(path))) {
             return Ok(tree.clone());
         }
         let tree = self.mounted.tree('x');
         let view = View { lowers: Vec::new(), upper: tree.clone() };
         let source = if path == "/" { ".".to_owned() } else { literal(path.trim_start_matches('/')) };
         let what = Selection { sources: vec![source], excludes: Vec::new(), parents: false };
-        let to = Destination { path: path.to_owned(), sources: 1, owner: None, mode: None, unpack: false };
-        self.copy_context(&view, &to, &what).map_err(|error| missing(&error))?;
-        self.mounted.context.insert(path.to_owned(), tree.clone());
+        let to = Destination {
+            path: path.to_owned(),
+            sources: 1,
+            owner: None,
+            mode: None,
+            unpack: false,
+            link: false,
+        };
+        self.copy_context(&view, &to, name, &what).map_err(|error| missing(&error))?;
+        self.mounted.context.insert(key(path), tree.clone());
         Ok(tree)
     }
 

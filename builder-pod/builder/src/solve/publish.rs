@@ -117,7 +117,8 @@ impl<'a> Publisher<'a> {
     }
 
     fn pack(&self, shared: &Shared<'_>, job: &Job) -> Result<Packed, Halt> {
-        let mut file = self.spool_file()?;
+        let name = format!("layer{}", self.names.fetch_add(1, Ordering::Relaxed));
+        let mut file = spool_file(self.spool, &name)?;
         let (mut read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
         let (diffed, blob) = std::thread::scope(|s| {
             let diffing = s.spawn(|| shared.engine.diff(&job.view, &job.stubs, self.epoch, write.into()));
@@ -133,14 +134,6 @@ impl<'a> Publisher<'a> {
             (Ok(_), Ok(blob)) => blob,
         };
         Ok(Packed { step: job.step, index: job.index, blob, file })
-    }
-
-    /// A file without a name: it goes when its last descriptor does.
-    fn spool_file(&self) -> Result<File, Halt> {
-        let path = self.spool.join(format!("layer{}", self.names.fetch_add(1, Ordering::Relaxed)));
-        let open = File::options().read(true).write(true).create_new(true).open(&path);
-        let file = open.and_then(|file| std::fs::remove_file(&path).map(|()| file));
-        file.map_err(|e| internal(format!("making {} for a layer: {e}", path.display())).into())
     }
 
     fn send_all(&self, shared: &Shared<'_>) {
@@ -176,6 +169,14 @@ impl<'a> Publisher<'a> {
             }
         }
     }
+}
+
+/// A file that goes when its last descriptor does: its name, which nobody else has at that time, is taken away at once.
+pub(super) fn spool_file(spool: &Path, name: &str) -> Result<File, Halt> {
+    let path = spool.join(name);
+    let open = File::options().read(true).write(true).create_new(true).open(&path);
+    let file = open.and_then(|file| std::fs::remove_file(&path).map(|()| file));
+    file.map_err(|e| internal(format!("making {}: {e}", path.display())).into())
 }
 
 /// The layer as manifests name it.

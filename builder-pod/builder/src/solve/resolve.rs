@@ -13,13 +13,14 @@ use crate::plan::ImageUse;
 /// The failure of the first image, in the order given, that can't be resolved; with its step and line.
 pub fn resolve(
     images: &[ImageUse],
-    platform: &str,
     dockerfile: &str,
     courier: &dyn Courier,
 ) -> Result<Vec<ResolvedImage>, Halt> {
     let results: Vec<_> = std::thread::scope(|scope| {
-        let asked: Vec<_> =
-            images.iter().map(|image| scope.spawn(|| courier.resolve(&image.reference, platform))).collect();
+        let asked: Vec<_> = images
+            .iter()
+            .map(|image| scope.spawn(|| courier.resolve(&image.reference, &image.platform)))
+            .collect();
         asked.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
     });
     let mut out = Vec::with_capacity(images.len());

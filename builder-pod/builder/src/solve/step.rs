@@ -1,24 +1,28 @@
 //! The steps, one after another, stage by stage.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;
 
+use kiln_contract::call::GitSource;
 use kiln_contract::journal::Event;
 use kiln_contract::{Failure, FailureClass, reason};
 use sha2::{Digest, Sha256};
 
 use super::bases::Bases;
-use super::failure::{Halt, of_engine};
+use super::checkout::Checkout;
+use super::failure::{Halt, internal, of_engine};
 use super::log::{Entry, Log};
 use super::mount::Mounted;
-use super::publish::Job;
+use super::publish::{Job, spool_file};
 use super::redact::Redactor;
 use super::shared::{Place, Shared};
-use super::{Context, Wishes, World, agent, short};
+use super::{Wishes, World, agent, short};
 use crate::engine::Step as Command;
 use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
-use crate::plan::{Action, Base, CopyFrom, Op, Plan, Stage};
+use crate::plan::{Action, Base, CopyFrom, Item, Op, Plan, Stage};
+use crate::tree;
 
 /// Bytes of a step's output that are kept for the failure: what `Failure::log_tail` shows, doubled, because control
 /// characters and a torn first line go.
@@ -163,7 +167,7 @@ impl<'a> Steps<'a> {
         let engine = |error: EngineError| of_engine(&error, Some(&op.action));
         let mut stubs = Vec::new();
         match &op.action {
-            Action::Run { argv, env, cwd, user, network, mounts } => {
+            Action::Run { argv, script, env, cwd, user, network, mounts } => {
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
@@ -172,6 +176,7 @@ impl<'a> Steps<'a> {
                 let mut command = Command {
                     view: view.clone(),
                     argv: argv.clone(),
+                    script: script.clone(),
                     env,
                     cwd: cwd.clone(),
                     user,
@@ -193,31 +198,30 @@ impl<'a> Steps<'a> {
                 };
                 self.shared.engine.make_directory(&view, path, owner).map_err(engine)?;
             }
-            Action::Copy { from, what, dest, chown, mode, unpack } => {
+            Action::Copy { from, items, dest, chown, mode, unpack, link } => {
+                let seen: &[String] = if *link { &[] } else { &view.lowers };
                 let owner = match chown {
                     Some(chown) => {
-                        check_owner(&view.lowers, chown)?;
-                        Some(self.shared.engine.owner(&view.lowers, chown).map_err(engine)?)
+                        check_owner(seen, chown)?;
+                        Some(self.shared.engine.owner(seen, chown).map_err(engine)?)
                     }
                     None => None,
                 };
-                let to = Destination {
+                let mut to = Destination {
                     path: dest.clone(),
-                    sources: what.sources.len(),
+                    sources: items.len(),
                     owner,
-                    mode: *mode,
-                    unpack: *unpack,
+                    mode: mode.clone(),
+                    unpack: false,
+                    link: *link,
                 };
-                match from {
-                    CopyFrom::Context => self.copy_context(&view, &to, what).map_err(engine)?,
-                    CopyFrom::Stage(stage) => {
-                        let trees = self.stages.get(*stage).map_or(&[][..], |left| &left.trees);
-                        self.shared.engine.copy_tree(&view, &to, trees, what).map_err(engine)?;
-                    }
-                    CopyFrom::Image(image) => {
-                        let trees = self.bases.trees(self.shared, *image)?;
-                        self.shared.engine.copy_tree(&view, &to, &trees, what).map_err(engine)?;
-                    }
+                for item in items {
+                    to.unpack = match item {
+                        Item::Files(_) => unpack.unwrap_or(true),
+                        Item::Url { .. } => unpack.unwrap_or(false),
+                        Item::Inline(_) | Item::Git { .. } => false,
+                    };
+                    self.item(&view, &to, *from, item).map_err(|halt| halt.into_halt(&op.action))?;
                 }
             }
         }
@@ -229,6 +233,78 @@ impl<'a> Steps<'a> {
             jobs.send(job).map_err(|_| Halt::Stopped)?;
         }
         Ok(())
+    }
+
+    /// Copies one of the things that an instruction names.
+    fn item(&self, view: &View, to: &Destination, from: CopyFrom, item: &Item) -> Result<(), CopyFault> {
+        let what = match item {
+            Item::Inline(file) => {
+                let now = || (self.world.clock)().parse().map_or(0, |time: jiff::Timestamp| time.as_second());
+                let mtime = self.plan.epoch.unwrap_or_else(now);
+                let send = |out: OwnedFd| Ok(tree::write_inline(file, mtime, File::from(out))?);
+                return Ok(self.copy_stream(view, to, send)?);
+            }
+            Item::Url { url, name, checksum } => {
+                return self.download(view, to, url, name, checksum.as_deref());
+            }
+            Item::Git { source, excludes } => {
+                return self.repository(view, to, source, excludes);
+            }
+            Item::Files(what) => what,
+        };
+        match from {
+            CopyFrom::Context => {
+                self.copy_stream(view, to, |out| self.world.context.send(None, what, out))?;
+            }
+            CopyFrom::Named(context) => {
+                let name = self.plan.contexts.get(context).map(String::as_str);
+                self.copy_stream(view, to, |out| self.world.context.send(name, what, out))?;
+            }
+            CopyFrom::Stage(stage) => {
+                let trees = self.stages.get(stage).map_or(&[][..], |left| &left.trees);
+                self.shared.engine.copy_tree(view, to, trees, what)?;
+            }
+            CopyFrom::Image(image) => {
+                let trees = self.bases.trees(self.shared, image)?;
+                self.shared.engine.copy_tree(view, to, &trees, what)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The courier downloads, into a file without a name; from there it is copied as files of ours are.
+    fn download(
+        &self,
+        view: &View,
+        to: &Destination,
+        url: &str,
+        name: &str,
+        checksum: Option<&str>,
+    ) -> Result<(), CopyFault> {
+        let mut file = spool_file(self.world.spool, "download")?;
+        let fetched = self.shared.courier.fetch(url, checksum, file.as_fd()).map_err(Halt::from)?;
+        let rewound = std::io::Seek::rewind(&mut file);
+        rewound.map_err(|e| Halt::from(internal(format!("reading a download: {e}"))))?;
+        // A server that does not say when: 1970, as BuildKit has it.
+        let mtime = fetched.modified.unwrap_or(0);
+        Ok(self.copy_stream(view, to, move |out| {
+            Ok(tree::write_file(name, 0o600, mtime, fetched.size, &mut file, File::from(out))?)
+        })?)
+    }
+
+    /// The courier checks out; here the files lie in a directory of ours while they are copied.
+    fn repository(
+        &self,
+        view: &View,
+        to: &Destination,
+        source: &GitSource,
+        excludes: &[String],
+    ) -> Result<(), CopyFault> {
+        let checkout = Checkout::fetch(self.shared.courier, source, self.world.spool, "checkout")?;
+        let what = Selection { sources: vec![".".to_owned()], excludes: excludes.to_vec(), parents: false };
+        let all = |_: &str, _: bool| tree::Ignored::No;
+        let root = checkout.root();
+        Ok(self.copy_stream(view, to, |out| Ok(tree::write_context(root, &what, &all, File::from(out))?))?)
     }
 
     fn command(&self, command: &Command, log: &mut dyn Log) -> Result<Exit, CommandFault> {
@@ -250,18 +326,28 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// The context's files go through a pipe: this side opens them, the helper writes them.
+    /// Files of a context, the build's own or a named one.
     pub(super) fn copy_context(
         &self,
         view: &View,
         to: &Destination,
+        name: Option<&str>,
         what: &Selection,
+    ) -> Result<(), EngineError> {
+        self.copy_stream(view, to, |out| self.world.context.send(name, what, out))
+    }
+
+    /// Files of ours go through a pipe: this side opens them, the helper writes them.
+    fn copy_stream(
+        &self,
+        view: &View,
+        to: &Destination,
+        send: impl FnOnce(OwnedFd) -> Result<(), EngineError> + Send,
     ) -> Result<(), EngineError> {
         let fault = |message: String| EngineError { kind: EngineErrorKind::Internal, message };
         let (read, write) = std::io::pipe().map_err(|e| fault(format!("making a pipe: {e}")))?;
-        let context: &dyn Context = self.world.context;
         let (sent, copied) = std::thread::scope(|s| {
-            let sending = s.spawn(move || context.send(what, OwnedFd::from(write)));
+            let sending = s.spawn(move || send(OwnedFd::from(write)));
             let copied = self.shared.engine.copy_stream(view, to, read.into());
             (sending.join(), copied)
         });
@@ -278,6 +364,33 @@ impl<'a> Steps<'a> {
                 })
             }
             (Err(sent), Ok(())) => Err(sent),
+        }
+    }
+}
+
+/// What kept files from being copied: the engine's trouble, or one that is a halt already.
+enum CopyFault {
+    Engine(EngineError),
+    Halt(Halt),
+}
+
+impl From<EngineError> for CopyFault {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<Halt> for CopyFault {
+    fn from(halt: Halt) -> Self {
+        Self::Halt(halt)
+    }
+}
+
+impl CopyFault {
+    fn into_halt(self, action: &Action) -> Halt {
+        match self {
+            Self::Engine(error) => of_engine(&error, Some(action)),
+            Self::Halt(halt) => halt,
         }
     }
 }

@@ -23,9 +23,16 @@ struct Rig {
 impl Rig {
     fn build(&mut self, text: &str) -> Result<Committed, Failure> {
         let file = Dockerfile::parse(text.as_bytes()).unwrap();
-        let target = Target { platform: "linux/amd64", stage: None, args: &self.args };
+        let target = Target {
+            platform: "linux/amd64",
+            machine: "linux/amd64",
+            stage: None,
+            args: &self.args,
+            contexts: &BTreeMap::new(),
+            entitlements: &[],
+        };
         let outline = Outline::new(&file, None, target).unwrap();
-        let images = resolve(outline.images(), "linux/amd64", "Dockerfile", &self.courier)
+        let images = resolve(outline.images(), "Dockerfile", &self.courier)
             .map_err(|halt| halt.into_failure(&self.stop))?;
         let plan = outline.plan(&images).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -46,6 +53,18 @@ impl Rig {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left in the spool");
         done
     }
+}
+
+#[test]
+fn downloads_and_documents_are_copied_like_files() {
+    let mut rig = Rig::default();
+    rig.build("FROM scratch\nADD a https://x/y b <<E /d/\ntext\nE\n").unwrap();
+    let copies = rig.engine.notes.of(&["copy_stream"]);
+    assert_eq!(copies.len(), 4, "{copies:?}");
+    assert!(copies[0].starts_with("copy_stream s1 a ->") && copies[2].starts_with("copy_stream s1 b ->"));
+    assert!(copies[1].contains("https://x/y") && copies[3].contains("text\n"), "{copies:?}");
+    assert_eq!(rig.courier.notes.of(&["fetch"]), ["fetch https://x/y None"]);
+    assert_eq!(rig.engine.notes.of(&["diff"]).len(), 1, "one layer");
 }
 
 const SEED: &str = "FROM alpine\nRUN one\nRUN two\nCMD [\"x\"]\n";

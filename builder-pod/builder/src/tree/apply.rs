@@ -107,7 +107,10 @@ impl<'a> Applier<'a> {
     }
 
     fn parents(&self) -> MakeParents {
-        MakeParents { owner: self.to.owner.unwrap_or_default(), mode: self.to.mode.unwrap_or(0o755) }
+        MakeParents {
+            owner: self.to.owner.unwrap_or_default(),
+            mode: self.to.mode.as_ref().map_or(0o755, |chmod| chmod.apply(0o755, true)),
+        }
     }
 
     fn source(&mut self, name: &[u8], directory: Option<&Meta>) -> Result<(), TreeError> {
@@ -186,12 +189,9 @@ impl<'a> Applier<'a> {
     }
 
     /// Attributes in the image of what has `meta` at its source.
-    fn wanted(&self, meta: &Meta) -> Meta {
-        Meta {
-            owner: self.to.owner.unwrap_or(meta.owner),
-            mode: self.to.mode.unwrap_or(meta.mode) & 0o7777,
-            ..meta.clone()
-        }
+    fn wanted(&self, meta: &Meta, directory: bool) -> Meta {
+        let mode = self.to.mode.as_ref().map_or(meta.mode, |chmod| chmod.apply(meta.mode, directory));
+        Meta { owner: self.to.owner.unwrap_or(meta.owner), mode: mode & 0o7777, ..meta.clone() }
     }
 
     fn directory(&mut self, name: &[u8], meta: &Meta, why: Why) -> Result<(), TreeError> {
@@ -200,11 +200,11 @@ impl<'a> Applier<'a> {
         let dress = match at::look(dir, &name).map_err(failed)? {
             None => {
                 rustix::fs::mkdirat(dir, name.as_slice(), Mode::from_raw_mode(0o700)).map_err(failed)?;
-                self.wanted(meta)
+                self.wanted(meta, true)
             }
             Some(stat) if at::kind(&stat) != FileType::Directory => return Err(not_a_directory(&path)),
             Some(stat) => match why {
-                Why::Chosen => self.wanted(meta),
+                Why::Chosen => self.wanted(meta, true),
                 // Only the mode, as BuildKit does; the rest is as it was found.
                 Why::Parent => Meta { mode: meta.mode, ..Meta::of(&stat) },
             },
@@ -269,7 +269,7 @@ impl<'a> Applier<'a> {
         link: Option<u64>,
         content: Content<'_>,
     ) -> Result<(), TreeError> {
-        let wanted = self.wanted(meta);
+        let wanted = self.wanted(meta, false);
         let (dir, name, path) = self.place(name)?;
         Self::clear(dir, &name, &path)?;
         let mut file =
@@ -319,7 +319,7 @@ impl<'a> Applier<'a> {
         if let Some(undecided) = self.undecided.take() {
             self.prepare(&undecided, None)?;
         }
-        let wanted = self.wanted(meta);
+        let wanted = self.wanted(meta, false);
         let (dir, name, path) = self.place(name)?;
         Self::clear(dir, &name, &path)?;
         let failed = |e: Errno| unmapped(e, wanted.owner, "making", &path);

@@ -95,4 +95,14 @@ impl Rules for Added {
     fn through_dangling(&self) -> bool {
         false
     }
+
+    // Docker's untar sets owner, mode and time by every header.
+    fn links_dress(&self) -> bool {
+        true
+    }
+
+    // It would be the destination itself, which is there.
+    fn nameless(&self) -> Result<(), TreeError> {
+        Ok(())
+    }
 }

@@ -1,19 +1,22 @@
 //! COPY, ADD and WORKDIR: the calls of the engine, from the walk on one side to the writing on the other.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::FileType;
 
 use super::apply::{Applier, MakeParents};
-use super::at;
+use super::archive::unpack_into;
+use super::at::{self, Meta};
+use super::events::{Content, Event, Sink as _};
 use super::pattern::Patterns;
 use super::select::{Ignore, Seen, Source, select};
 use super::source::Walker;
 use super::stream::{StreamWriter, read_stream};
 use super::walk::{Strict, walk};
 use super::{Ignored, TreeError};
-use crate::engine::{Destination, Owner, Selection};
+use crate::engine::{Destination, InlineFile, Owner, Selection};
 
 /// Copies the entries of a stream that [`write_context`] wrote into `root`.
 ///
@@ -70,6 +73,48 @@ pub fn write_context(
         let root = Some(Owner::default());
         Walker::new(&mut writer, &excludes, Some(ignore), root).source(source)?;
     }
+    writer.finish()
+}
+
+/// Unpacks a tar of ours into the empty directory `root`: what another of our processes sent.
+///
+/// # Errors
+/// As for an archive that is added.
+pub fn unpack_plain(root: BorrowedFd<'_>, tar: File) -> Result<(), TreeError> {
+    let to =
+        Destination { path: "/".to_owned(), sources: 1, owner: None, mode: None, unpack: true, link: false };
+    unpack_into(root, &to, tar)
+}
+
+/// Writes a file whose content is at hand as a stream for [`copy_stream`]: 0644, of 0:0.
+///
+/// # Errors
+/// As [`write_context`]; [`TreeError::User`] for a name that is no single component.
+pub fn write_inline(file: &InlineFile, mtime: i64, out: File) -> Result<(), TreeError> {
+    let bytes = file.data.as_bytes();
+    write_file(&file.name, 0o644, mtime, bytes.len() as u64, &mut &*bytes, out)
+}
+
+/// The same for `size` bytes of a reader.
+///
+/// # Errors
+/// As [`write_inline`].
+pub fn write_file(
+    name: &str,
+    mode: u32,
+    mtime: i64,
+    size: u64,
+    from: &mut dyn Read,
+    out: File,
+) -> Result<(), TreeError> {
+    if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+        return Err(TreeError::user(format!("{name:?} is no name for a file: expected one without a slash")));
+    }
+    let mut writer = StreamWriter::new(out);
+    let meta = Meta { mode, mtime: (mtime, 0), ..Meta::default() };
+    writer.event(&Event::Source { name: name.as_bytes().to_vec(), directory: None }, Content::None)?;
+    let event = Event::File { name: Vec::new(), meta, size, link: None };
+    writer.event(&event, Content::Stream(from))?;
     writer.finish()
 }
 

@@ -36,7 +36,9 @@ mod walk;
 
 use std::os::fd::BorrowedFd;
 
-pub use copy::{copy_stream, copy_tree, make_directory, write_context};
+pub use copy::{
+    copy_stream, copy_tree, make_directory, unpack_plain, write_context, write_file, write_inline,
+};
 pub use diff::diff;
 pub use error::TreeError;
 pub use settle::settle;

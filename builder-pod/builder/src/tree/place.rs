@@ -33,6 +33,10 @@ pub(super) trait Rules {
     /// Whether parents are made where a dangling link leads (a layer: the target may be in a layer below), or that is an
     /// error.
     fn through_dangling(&self) -> bool;
+    /// Whether the entry of a hardlink gives the file its attributes, too.
+    fn links_dress(&self) -> bool;
+    /// An entry that is no directory has no name.
+    fn nameless(&self) -> Result<(), TreeError>;
 }
 
 /// Puts entries into a tree.
@@ -157,11 +161,7 @@ impl<'a> Placer<'a> {
     ) -> Result<(), TreeError> {
         if path.is_empty() {
             // The archive's own root: its attributes are not the image's (Docker, containerd).
-            return if entry.kind == Kind::Directory {
-                Ok(())
-            } else {
-                Err(TreeError::image("an archive entry has no name"))
-            };
+            return if entry.kind == Kind::Directory { Ok(()) } else { rules.nameless() };
         }
         let owner = rules.owner(entry)?;
         let (parent, name) = at::split(path);
@@ -234,6 +234,11 @@ impl<'a> Placer<'a> {
                     let flags = rustix::fs::AtFlags::empty();
                     rustix::fs::linkat(target_dir, target_name.as_slice(), &dir, name, flags)
                         .map_err(failed)?;
+                    if rules.links_dress() {
+                        let linked = at::look(&dir, name).map_err(failed)?;
+                        let link = linked.is_some_and(|stat| at::kind(&stat) == FileType::Symlink);
+                        at::dress_at(&dir, name, &meta, link).map_err(failed)?;
+                    }
                 }
                 Some(Target::NotHere(target)) => rules.link_nowhere(&full, &target)?,
                 None => {}

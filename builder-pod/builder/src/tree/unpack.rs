@@ -129,6 +129,14 @@ impl Rules for Layer {
     fn through_dangling(&self) -> bool {
         true
     }
+
+    fn links_dress(&self) -> bool {
+        false
+    }
+
+    fn nameless(&self) -> Result<(), TreeError> {
+        Err(TreeError::image("a layer's entry has no name"))
+    }
 }
 
 /// Owner ids as they can be in the step's user namespace.

@@ -25,11 +25,12 @@ use serde_json::Value;
 
 type Case = (&'static str, fn(&Path) -> Result<()>);
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     ("layers_hold_what_the_steps_did", layers_hold_what_the_steps_did),
     ("a_failing_command_is_told", a_failing_command_is_told),
     ("files_come_from_context_and_stages", files_come_from_context_and_stages),
     ("mounts_are_seen_by_their_step_only", mounts::are_seen_by_their_step_only),
+    ("mounts_are_there_for_documents_and_triggers", mounts::are_there_for_documents_and_triggers),
     ("secrets_leave_no_trace", mounts::secrets_leave_no_trace),
     ("the_same_request_gives_the_same_bytes", the_same_request_gives_the_same_bytes),
 ];
@@ -83,6 +84,8 @@ fn run(dir: &Path, files: &[(&str, &str)], args: &[(&str, &str)]) -> Result<Ende
         target: None,
         args: args.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         labels: BTreeMap::new(),
+        entitlements: Vec::new(),
+        contexts: std::collections::BTreeMap::new(),
         platform: "linux/amd64".into(),
         output: request::Output::Registry {
             references: vec!["registry.example/app:1".into()],

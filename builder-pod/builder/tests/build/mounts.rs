@@ -45,6 +45,31 @@ pub fn are_seen_by_their_step_only(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+pub fn are_there_for_documents_and_triggers(dir: &Path) -> Result<()> {
+    let text = "FROM base AS made\n\
+        RUN mkdir /out && echo from stage > /out/f\n\
+        FROM base AS parent\n\
+        ONBUILD RUN --mount=from=made,source=/out,target=/st <<E\n\
+        cat /st/f > /trigger\n\
+        E\n\
+        FROM parent\n\
+        RUN --mount=source=src,target=/src --mount=type=secret,id=token,required --network=none <<'E'\n\
+        #!/bin/sh\n\
+        cat /run/secrets/token\n\
+        cat /src/a - < /dev/null > /script\n\
+        E\n\
+        RUN --mount=type=tmpfs,target=/work cat > /work/f <<E && cat /work/f > /shell\n\
+        from shell\n\
+        E\n";
+    let ended = run(dir, &[("Dockerfile", text), ("src/a", "from context\n")], &[])?;
+    let committed = ended.result.map_err(|f| anyhow::anyhow!("{f:?}\n{}", ended.log))?;
+    ensure!(ended.log.contains("\n***\n") && !ended.log.contains(SECRET), "{}", ended.log);
+    let found = made(dir, &committed.digest, 2)?;
+    let expected = [("trigger", "from stage\n"), ("script", "from context\n"), ("shell", "from shell\n")];
+    ensure!(found == expected.map(|(path, text)| (path.to_owned(), 0, text.to_owned())), "{found:?}");
+    Ok(())
+}
+
 /// Whether a file below `dir` holds `text`, and which.
 fn holds(dir: &Path, text: &[u8]) -> Result<Option<String>> {
     for entry in fs::read_dir(dir)? {

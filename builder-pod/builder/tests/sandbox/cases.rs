@@ -107,6 +107,7 @@ impl World {
                 upper: format!("s{number}"),
             },
             argv: argv.iter().map(ToString::to_string).collect(),
+            script: None,
             env: vec!["PATH=/usr/bin:/bin".into(), "A=b c".into()],
             cwd: "/".into(),
             user: User { owner: Owner { uid: 0, gid: 0 }, groups: vec![0], home: "/root".into() },

@@ -38,6 +38,7 @@ pub fn victim(arguments: &[String]) -> Option<ExitCode> {
     let step = Step {
         view: View { lowers: vec!["b0".into()], upper: "s0".into() },
         argv: ["sh", "-c", "sleep 31339 & echo ready; sleep 31339"].map(str::to_owned).to_vec(),
+        script: None,
         env: vec!["PATH=/bin".into()],
         cwd: "/".into(),
         user: User { owner: Owner { uid: 1000, gid: 1000 }, groups: vec![], home: "/".into() },

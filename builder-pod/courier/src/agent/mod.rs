@@ -5,6 +5,7 @@ pub mod keys;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -35,24 +36,38 @@ pub enum Agent {
 ///
 /// # Errors
 /// The connection breaks, a message is too long, or the agent of this machine is gone.
-pub async fn serve(agent: &Agent, mut client: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-    let mut behind = match agent {
+pub async fn serve(agent: Arc<Agent>, mut client: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    let mut behind = match &*agent {
         Agent::Keys(_) => None,
         Agent::Socket(path) => Some(UnixStream::connect(path).await?),
     };
     while let Some(request) = read(&mut client).await? {
         let allowed = matches!(request.first(), Some(&(REQUEST_IDENTITIES | SIGN_REQUEST)));
-        let answer = match (agent, &mut behind) {
-            (_, Some(behind)) if allowed => {
+        let answer = match &mut behind {
+            _ if !allowed => vec![FAILURE],
+            Some(behind) => {
                 write(behind, &request).await?;
                 read(behind).await?.ok_or(io::ErrorKind::UnexpectedEof)?
             }
-            (Agent::Keys(keys), _) if allowed => answer(keys, &request).unwrap_or_else(|| vec![FAILURE]),
-            _ => vec![FAILURE],
+            None => {
+                // Signing takes milliseconds, which the courier's other work shall not wait for.
+                let agent = agent.clone();
+                let task = tokio::task::spawn_blocking(move || agent.answer(&request));
+                task.await.map_err(io::Error::other)?.unwrap_or_else(|| vec![FAILURE])
+            }
         };
         write(&mut client, &answer).await?;
     }
     Ok(())
+}
+
+impl Agent {
+    fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Keys(keys) => answer(keys, request),
+            Self::Socket(_) => None,
+        }
+    }
 }
 
 async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {

@@ -15,6 +15,9 @@ use crate::error::Fault;
 use crate::finish::{mode_of, times};
 use crate::limits::{Budget, MAX_DEPTH, MAX_PATH};
 
+/// Where an entry goes: its directory, its name there, and its whole path.
+type Spot = (OwnedFd, Vec<u8>, Vec<u8>);
+
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Seconds and nanoseconds.
@@ -140,7 +143,7 @@ impl<'a> Placer<'a> {
     }
 
     /// The entry's directory and name, with nothing there that is in its way. `None`: the tree's own root.
-    fn place(&mut self, path: &[u8], directory: bool) -> Result<Option<(OwnedFd, Vec<u8>, Vec<u8>)>, Fault> {
+    fn place(&mut self, path: &[u8], directory: bool) -> Result<Option<Spot>, Fault> {
         let parts = parts(path)?;
         let Some((name, above)) = parts.split_last() else { return Ok(None) };
         let (name, full) = (name.to_vec(), parts.join(&b'/'));

@@ -15,36 +15,41 @@ use kiln_source::error::Kind;
 use kiln_source::{Courier, Fault, Places, Secrets, fetch};
 
 /// Somewhere to fetch to.
-pub struct Fetch {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Fetch {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Fetch {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self { dir: tempfile::tempdir().expect("a directory") }
     }
 
-    pub fn tree(&self) -> PathBuf {
+    pub(crate) fn tree(&self) -> PathBuf {
         self.dir.path().join("tree")
     }
 
-    pub fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.tree().join(name)).unwrap_or_else(|e| format!("{name}: {e}"))
     }
 
-    pub fn run(&self, source: &Source, secrets: &Secrets) -> Result<Fetched, Fault> {
+    pub(crate) fn run(&self, source: &Source, secrets: &Secrets) -> Result<Fetched, Fault> {
         self.run_with(source, secrets, &Courier::new(&self.dir.path().join("none")))
     }
 
-    pub fn run_with(&self, source: &Source, secrets: &Secrets, courier: &Courier) -> Result<Fetched, Fault> {
+    pub(crate) fn run_with(
+        &self,
+        source: &Source,
+        secrets: &Secrets,
+        courier: &Courier,
+    ) -> Result<Fetched, Fault> {
         let places = Places { tree: self.tree(), work: self.dir.path().join("work") };
         fetch(source, "linux/amd64", secrets, &places, courier)
     }
 }
 
 /// A source in git.
-pub fn git(url: &str, change: impl FnOnce(&mut Git)) -> Source {
+pub(crate) fn git(url: &str, change: impl FnOnce(&mut Git)) -> Source {
     let mut git =
         Git { url: url.into(), reference: None, commit: None, depth: 1, submodules: false, lfs: false };
     change(&mut git);
@@ -52,7 +57,7 @@ pub fn git(url: &str, change: impl FnOnce(&mut Git)) -> Source {
 }
 
 /// That it fails for that reason and says these words.
-pub fn refused(result: Result<Fetched, Fault>, kind: Kind, words: &str) {
+pub(crate) fn refused(result: Result<Fetched, Fault>, kind: Kind, words: &str) {
     let fault = result.expect_err(words);
     assert!(fault.kind == kind && fault.message.contains(words), "{kind:?} {words:?}: {fault:?}");
 }

@@ -84,6 +84,8 @@ fn artifacts_of_flux_and_oras_and_images() {
     let fetch = Fetch::new();
     let socket = fetch.dir.path().join("courier.sock");
     let request = BuildRequest {
+        contexts: BTreeMap::new(),
+        entitlements: Vec::new(),
         version: kiln_contract::VERSION,
         attempt: "a".into(),
         source: Source::Oci(Oci { image: "x".into() }),

@@ -48,13 +48,15 @@ impl Sshd {
         command.args(["-D", "-e", "-f"]).arg(path("config")).stderr(Stdio::null());
         let child = command.spawn().expect("sshd: install openssh-server");
         let sshd = Self { child, dir, port };
-        for _ in 0..500 {
-            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return sshd;
+        let listens = (0..500).any(|_| {
+            let up = std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+            if !up {
+                std::thread::sleep(std::time::Duration::from_millis(10));
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        panic!("sshd does not listen");
+            up
+        });
+        assert!(listens, "sshd does not listen");
+        sshd
     }
 
     fn file(&self, name: &str) -> String {

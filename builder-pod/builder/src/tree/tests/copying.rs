@@ -3,11 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
+use crate::chmod::Chmod;
 use crate::engine::{Destination, Owner, Selection};
 use crate::tree::{Ignored, TreeError, copy_stream, copy_tree, write_context};
 
 pub(super) fn to(path: &str) -> Destination {
-    Destination { path: path.to_owned(), sources: 1, owner: None, mode: None, unpack: false }
+    Destination { path: path.to_owned(), sources: 1, owner: None, mode: None, unpack: false, link: false }
 }
 
 pub(super) fn what(sources: &[&str]) -> Selection {
@@ -249,7 +250,11 @@ fn owners_modes_times_and_links_are_kept_or_set() {
     assert_eq!(stat(&image, "o/one").nlink(), 3);
 
     let image = Tree::new();
-    let chosen = Destination { owner: Some(Owner { uid: 9, gid: 10 }), mode: Some(0o4711), ..to("/p/q/") };
+    let chosen = Destination {
+        owner: Some(Owner { uid: 9, gid: 10 }),
+        mode: Some(Chmod::Octal(0o4711)),
+        ..to("/p/q/")
+    };
     from_context(&image, &chosen, &context, &what(&["f", "s/t"]), &take).unwrap();
     assert_eq!(
         image.lines(),
