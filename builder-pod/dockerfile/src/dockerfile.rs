@@ -14,6 +14,10 @@ pub struct Dockerfile {
     pub directives: Vec<Directive>,
     /// The frontend that `# syntax=` (or another form of it) asks for.
     pub syntax: Option<String>,
+    /// What `# check=` asks for, up to the first blank ([`crate::lint::Check`]).
+    pub check: Option<Directive>,
+    /// Lines of instructions with an empty line inside their continuation.
+    pub empty_continuations: Vec<LineRange>,
     /// ARG instructions before the first FROM.
     pub meta_args: Vec<MetaArgs>,
     /// Stages in order. There may be none: a file of global arguments parses, and can't be built.
@@ -27,6 +31,8 @@ pub struct MetaArgs {
     pub lines: LineRange,
     /// The joined text.
     pub original: String,
+    /// The comments directly above.
+    pub comments: Vec<String>,
     /// Its variables.
     pub args: Vec<Arg>,
 }
@@ -46,6 +52,8 @@ pub struct Stage {
     pub lines: LineRange,
     /// The joined text of the FROM.
     pub original: String,
+    /// The comments directly above it.
+    pub comments: Vec<String>,
     /// The instructions after it.
     pub instructions: Vec<Instruction>,
 }
@@ -61,6 +69,8 @@ impl Dockerfile {
             escape: syntax.escape,
             directives: syntax.directives,
             syntax: directives::detect_syntax(source),
+            check: directives::detect_check(source),
+            empty_continuations: syntax.empty_continuations,
             meta_args: Vec::new(),
             stages: Vec::new(),
         };
@@ -81,6 +91,7 @@ impl Dockerfile {
             (None, InstructionKind::Arg(args)) => self.meta_args.push(MetaArgs {
                 lines: instruction.lines,
                 original: instruction.original,
+                comments: instruction.comments,
                 args,
             }),
             (None, _) => {
