@@ -9,11 +9,13 @@ mod env;
 mod evaluate;
 mod graph;
 mod heredoc;
+mod lint;
 mod outline;
 mod ports;
 mod stopsignal;
 mod support;
 mod target;
+mod texts;
 mod types;
 
 /// The build argument that names the host that steps see themselves as.
@@ -21,6 +23,7 @@ pub const HOSTNAME_ARG: &str = "BUILDKIT_SANDBOX_HOSTNAME";
 
 pub use copy::git_context;
 pub use env::Env;
+pub use lint::{Lint, check, findings};
 pub use outline::{ImageUse, Outline, Target, Triggers};
 pub use target::normalize as normalize_platform;
 pub use types::{Action, Base, BaseImage, CopyFrom, Item, Op, Plan, PlanError, Stage, Step};

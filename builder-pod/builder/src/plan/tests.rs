@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::request::NamedContext;
 use kiln_contract::{Descriptor, reason};
-use kiln_dockerfile::Dockerfile;
+use kiln_dockerfile::{Dockerfile, IgnoreFile};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::chmod::Chmod;
+
+mod warnings;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -49,6 +51,7 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
         ("dir".to_owned(), NamedContext::Directory("/d".to_owned())),
         ("other".to_owned(), NamedContext::Image("conf".to_owned())),
     ]);
+    let ignore = IgnoreFile::parse("secret\n").unwrap();
     let target = Target {
         platform: "linux/amd64",
         machine: "linux/amd64",
@@ -63,7 +66,9 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
     let outline = Outline::new(&file, syntax.as_deref(), target)?;
     let triggers = outline.triggers(&images(&outline));
     let outline = Outline::with_triggers(&file, syntax.as_deref(), target, &triggers)?;
-    outline.plan(&images(&outline))
+    let check = check(&file, &args)?;
+    let lint = Lint { check: &check, ignore: &ignore };
+    outline.plan(&images(&outline), lint)
 }
 
 fn plan(text: &str) -> Plan {
