@@ -12,7 +12,7 @@ pub use output::Output;
 pub use source::{ConfigMapSource, InlineFile, InlineSource, MAX_INLINE_BYTES, Source};
 pub use status::{
     AttemptStatus, FailureClass, FailureStatus, HistoryEntry, ImageBuildStatus, ImageStatus, LayerStatus,
-    PodRef, QueueStatus, RunResult, SourceStatus, StepState, StepStatus,
+    PodRef, QueueStatus, RunResult, SourceStatus, StepState, StepStatus, WarningStatus, WarningsStatus,
 };
 
 /// The conditions of an ImageBuild (kstatus reads the first three; `kubectl wait` all).
