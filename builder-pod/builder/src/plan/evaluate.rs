@@ -4,7 +4,7 @@
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::reason::{BASE_IMAGE_INVALID, DOCKERFILE_INVALID, INTERNAL};
 use kiln_dockerfile::instruction::{Arg, CommandLine, KeyValue, Network, Run};
-use kiln_dockerfile::lint::{Findings, StageLint};
+use kiln_dockerfile::lint::StageLint;
 use kiln_dockerfile::platform::{PROXY_ARGS, is_proxy_arg};
 use kiln_dockerfile::{Instruction, InstructionKind};
 
@@ -425,8 +425,6 @@ impl Evaluation<'_> {
         let ends = self.outline.starts.iter().skip(1).map(|start| start - 1);
         let last = u32::try_from(steps.len()).unwrap_or(u32::MAX);
         let ends: Vec<u32> = ends.chain([last]).collect();
-        let mut findings = Findings::default();
-        self.states.iter().for_each(|state| findings.append(state.lint.clone().into_findings()));
         let stages = self
             .states
             .into_iter()
@@ -448,7 +446,6 @@ impl Evaluation<'_> {
             epoch: self.outline.epoch,
             contexts: self.outline.contexts.keys().cloned().collect(),
             unused_args: self.outline.unused_args(),
-            findings,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Warnings: what the rules of `kiln_dockerfile::lint` are asked for, and what they are told of this build.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use kiln_contract::reason::{DOCKERFILE_INVALID, INVALID_SPEC};
@@ -21,6 +22,8 @@ pub struct Lint<'a> {
     pub check: &'a Check,
     /// The ignore file.
     pub ignore: &'a IgnoreFile,
+    /// Takes what is found. It is no part of the plan: where there can be no plan, a warning may say why.
+    pub found: &'a RefCell<Findings>,
 }
 
 /// What is known before an instruction.
@@ -75,6 +78,7 @@ impl Lint<'_> {
     /// Looks at an instruction.
     pub(super) fn instruction(&self, stage: &mut StageLint, instruction: &Instruction, before: Before<'_>) {
         self.with(before, |known| stage.instruction(instruction, known));
+        self.found.borrow_mut().append(stage.take_findings());
     }
 
     /// Looks at a variable of an ARG.
@@ -87,6 +91,7 @@ impl Lint<'_> {
         before: Before<'_>,
     ) {
         self.with(before, |known| stage.argument(instruction, arg, given, known));
+        self.found.borrow_mut().append(stage.take_findings());
     }
 
     fn with(&self, before: Before<'_>, look: impl FnOnce(Known<'_>)) {

@@ -246,7 +246,8 @@ impl<'a> Outline<'a> {
         &self.images
     }
 
-    /// The whole plan, once all of [`Outline::images`] are resolved, in that order.
+    /// The whole plan, once all of [`Outline::images`] are resolved, in that order. Warnings go to `lint`, also without a
+    /// plan.
     ///
     /// # Errors
     /// What can't be, or is not implemented, with its line.

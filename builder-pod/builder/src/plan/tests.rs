@@ -1,10 +1,12 @@
 //! Plans of whole Dockerfiles. Expected texts and configs are those of BuildKit.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::request::NamedContext;
 use kiln_contract::{Descriptor, reason};
+use kiln_dockerfile::lint::Findings;
 use kiln_dockerfile::{Dockerfile, IgnoreFile};
 use serde_json::{Value, json};
 
@@ -43,6 +45,15 @@ fn resolve(reference: &str) -> ResolvedImage {
 }
 
 fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<Plan, PlanError> {
+    plan_noting(text, stage, args, &RefCell::default())
+}
+
+fn plan_noting(
+    text: &str,
+    stage: Option<&str>,
+    args: &[(&str, &str)],
+    found: &RefCell<Findings>,
+) -> Result<Plan, PlanError> {
     let file = Dockerfile::parse(text.as_bytes()).unwrap();
     let args: BTreeMap<String, String> =
         args.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -67,7 +78,7 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
     let triggers = outline.triggers(&images(&outline));
     let outline = Outline::with_triggers(&file, syntax.as_deref(), target, &triggers)?;
     let check = check(&file, &args)?;
-    let lint = Lint { check: &check, ignore: &ignore };
+    let lint = Lint { check: &check, ignore: &ignore, found };
     outline.plan(&images(&outline), lint)
 }
 

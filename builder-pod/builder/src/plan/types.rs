@@ -6,7 +6,6 @@ use kiln_contract::call::GitSource;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_INSTRUCTION, PlannedStep};
 use kiln_contract::text::{printable, truncate};
-use kiln_dockerfile::lint::Findings;
 
 use crate::chmod::Chmod;
 use crate::engine::{InlineFile, Selection};
@@ -73,8 +72,6 @@ pub struct Plan {
     pub contexts: Vec<String>,
     /// Build arguments of the request that no ARG takes up.
     pub unused_args: Vec<String>,
-    /// Warnings of the instructions that are carried out.
-    pub findings: Findings,
 }
 
 /// An image that the build reads.

@@ -9,6 +9,7 @@ mod source;
 mod timer;
 mod warnings;
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -158,13 +159,14 @@ impl Build<'_> {
                 .map_err(|halt| named_step(&fuller, halt, log))?;
             outline = fuller;
         }
-        let lint = Lint { check: &check, ignore: &ignore };
-        let plan = outline.plan(&images, lint).map_err(|error| of_plan(&error, &request.dockerfile));
-        let plan = plan.map_err(|failure| named_step(&outline, failure.into(), log))?;
+        let found = RefCell::default();
+        let plan = outline.plan(&images, Lint { check: &check, ignore: &ignore, found: &found });
+        self.findings.append(found.into_inner());
+        let plan = plan.map_err(|error| of_plan(&error, &request.dockerfile));
+        let plan = plan.map_err(|failure| self.name_step(&outline, failure.into(), log))?;
         for name in &plan.unused_args {
             log.entry(Entry::Warning { text: &format!("build argument {name} is not used: no ARG {name}") });
         }
-        self.findings.append(plan.findings.clone());
         let fatal = warnings::fatal(&check, &self.findings, &request.dockerfile);
         self.tell_findings(log)?;
         if let Some(failure) = fatal {

@@ -1,5 +1,6 @@
 //! Whole builds over a fake engine and a fake courier.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiln_contract::{FailureClass, reason};
@@ -35,7 +36,8 @@ impl Rig {
         let outline = Outline::new(&file, None, target).unwrap();
         let images = resolve(outline.images(), "Dockerfile", &self.courier)
             .map_err(|halt| halt.into_failure(&self.stop))?;
-        let lint = Lint { check: &Check::default(), ignore: &IgnoreFile::default() };
+        let lint =
+            Lint { check: &Check::default(), ignore: &IgnoreFile::default(), found: &RefCell::default() };
         let plan = outline.plan(&images, lint).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let ticks = AtomicU32::new(0);

@@ -62,10 +62,9 @@ impl StageLint {
         Self { workdir: self.workdir, ..Self::default() }
     }
 
-    /// What was found.
-    #[must_use]
-    pub fn into_findings(self) -> Findings {
-        self.found
+    /// What was found since this was asked last.
+    pub fn take_findings(&mut self) -> Findings {
+        std::mem::take(&mut self.found)
     }
 
     /// Looks at an instruction, ARG excepted.

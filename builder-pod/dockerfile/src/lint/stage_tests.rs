@@ -39,7 +39,7 @@ fn found_with(text: &str, ignore: Option<&str>, shell: bool) -> Vec<Findings> {
                 _ => {}
             }
         }
-        all.push(lint.clone().into_findings());
+        all.push(lint.take_findings());
     }
     all
 }

@@ -3,8 +3,10 @@
 use super::*;
 
 fn warned(text: &str, args: &[(&str, &str)]) -> Vec<(&'static str, u32)> {
-    let found = plan_with(text, None, args).unwrap().findings;
-    found.kept.iter().map(|finding| (finding.rule.name(), finding.line)).collect()
+    let found = RefCell::default();
+    // Warnings are there with and without a plan.
+    let _ = plan_noting(text, None, args, &found);
+    found.into_inner().kept.iter().map(|finding| (finding.rule.name(), finding.line)).collect()
 }
 
 #[test]
@@ -16,6 +18,7 @@ fn warnings_know_the_environment() {
     assert_eq!(warned("FROM conf\nCMD x\n", &[]), [], "the base has a SHELL");
     assert_eq!(warned("FROM a AS b\nARG X\nFROM b\nUSER $X\nCOPY secret /\n", &[]), [("CopyIgnoredFile", 5)]);
     assert_eq!(warned("FROM a AS b\nUSER $X\nFROM c\n", &[]), [], "not built");
+    assert_eq!(warned("FROM a\nSTOPSIGNAL $SIGNAL\n", &[]), [undefined(2)], "it says why there is no plan");
     assert_eq!(warned("FROM a\nONBUILD USER $X\nFROM 0\n", &[]), []);
     assert_eq!(warned("FROM a AS b\nONBUILD CMD x\nFROM b\n", &[]), [("JSONArgsRecommended", 3)]);
 }
