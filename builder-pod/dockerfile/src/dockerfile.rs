@@ -80,6 +80,15 @@ impl Dockerfile {
         Ok(file)
     }
 
+    /// What stands before a fault, where the source can be cut into lines and instructions all the same.
+    #[must_use]
+    pub fn before(source: &[u8], fault: &ParseError) -> Option<Self> {
+        parse::parse(source).ok()?;
+        let lines = source.split_inclusive(|b| *b == b'\n');
+        let before: Vec<&[u8]> = lines.take(fault.lines.first.saturating_sub(1) as usize).collect();
+        Self::parse(&before.concat()).ok()
+    }
+
     fn take(&mut self, node: &Node) -> Result<(), ParseError> {
         if is_from(node) {
             self.stages.push(stage_of_node(node)?);
@@ -147,6 +156,10 @@ mod tests {
         let error = Dockerfile::parse(b"FROM a\n\nRUNN x\n").unwrap_err();
         assert_eq!(error.lines, LineRange::new(3, 3));
         assert!(error.to_string().contains("did you mean RUN?"), "{error}");
+        let source = b"FROM a AS B\nCMD x\nUSER\nFROM c\n";
+        let fault = Dockerfile::parse(source).unwrap_err();
+        let before = Dockerfile::before(source, &fault).unwrap();
+        assert_eq!((before.stages.len(), before.stages[0].instructions.len()), (1, 1));
         assert!(Dockerfile::parse(b"RUN x\n").unwrap_err().to_string().contains("before the first FROM"));
         assert!(Dockerfile::parse(b"ARG x\n").unwrap().stages.is_empty());
     }

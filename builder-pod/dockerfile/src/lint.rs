@@ -14,7 +14,7 @@ use std::fmt;
 pub use bases::{Globals, bases};
 pub use check::{Check, CheckError};
 pub use stage::{Known, StageLint};
-pub use written::written;
+pub use written::{before_fault, written};
 
 /// Findings that are kept with their texts; of the rest only the number is. A person reads no more, and looking for the
 /// nearest name costs time for each.

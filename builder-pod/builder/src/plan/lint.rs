@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kiln_contract::reason::{DOCKERFILE_INVALID, INVALID_SPEC};
 use kiln_dockerfile::instruction::Arg;
 use kiln_dockerfile::lint::{self, Check, Findings, Globals, Known, StageLint};
-use kiln_dockerfile::{Dockerfile, IgnoreFile, Instruction};
+use kiln_dockerfile::{Dockerfile, IgnoreFile, Instruction, ParseError};
 
 use super::outline::globals;
 use super::target::platform_args;
@@ -72,6 +72,12 @@ pub fn findings(file: &Dockerfile, check: &Check, wished: Target<'_>) -> Finding
         given.is_some().then_some(globals),
     ));
     found
+}
+
+/// Warnings of what stands before a fault in a Dockerfile.
+pub fn findings_before(source: &[u8], fault: &ParseError, args: &BTreeMap<String, String>) -> Findings {
+    let Some(file) = Dockerfile::before(source, fault) else { return Findings::default() };
+    check(&file, args).map_or_else(|_| Findings::default(), |check| lint::before_fault(&file, &check))
 }
 
 impl Lint<'_> {

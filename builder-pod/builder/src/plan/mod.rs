@@ -23,7 +23,7 @@ pub const HOSTNAME_ARG: &str = "BUILDKIT_SANDBOX_HOSTNAME";
 
 pub use copy::git_context;
 pub use env::Env;
-pub use lint::{Lint, check, findings};
+pub use lint::{Lint, check, findings, findings_before};
 pub use outline::{ImageUse, Outline, Target, Triggers};
 pub use target::normalize as normalize_platform;
 pub use types::{Action, Base, BaseImage, CopyFrom, Item, Op, Plan, PlanError, Stage, Step};

@@ -176,8 +176,9 @@ impl Build<'_> {
         self.solve(&plan, &*engine, &contexts, log)
     }
 
-    fn parse(&self, bytes: &[u8]) -> Result<Dockerfile, Halt> {
+    fn parse(&mut self, bytes: &[u8]) -> Result<Dockerfile, Halt> {
         Dockerfile::parse(bytes).map_err(|error| {
+            self.findings = plan::findings_before(bytes, &error, &self.request.args);
             let text = self.source_text.as_deref().unwrap_or_default();
             Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, error.to_string())
                 .at(&self.request.dockerfile, error.position(text).0)

@@ -262,6 +262,8 @@ fn warnings_come_before_a_failure_that_they_may_explain() {
     assert!(ended.result.is_err());
     let at = |text: &str| ended.log.find(text).unwrap_or(usize::MAX);
     assert!(at("[Warning] Dockerfile:2: InvalidDefaultArgInFrom") < at("error: "), "{}", ended.log);
+    let broken = run(&[("Dockerfile", "FROM a as b\nRUNN c\n")]);
+    assert!(broken.log.starts_with("[Warning] Dockerfile:1: FromAsCasing: "), "{}", broken.log);
     let notes = ended.courier.notes.all();
     assert!(notes[0].contains("Warnings") && notes[1].starts_with("fail"), "{notes:?}");
 }

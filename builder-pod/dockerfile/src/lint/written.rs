@@ -11,6 +11,21 @@ const RESERVED: [&str; 2] = ["context", "scratch"];
 /// Findings of the text.
 #[must_use]
 pub fn written(file: &Dockerfile, check: &Check) -> Findings {
+    let mut look = read(file, check);
+    look.names(&file.stages);
+    look.casing(&file.stages);
+    look.found
+}
+
+/// Findings of what stands before an instruction that is none, as far as they do not depend on the rest. `file` is
+/// [`Dockerfile::before`].
+#[must_use]
+pub fn before_fault(file: &Dockerfile, check: &Check) -> Findings {
+    read(file, check).found
+}
+
+/// What is seen while instructions are read, one after the other.
+fn read<'a>(file: &Dockerfile, check: &'a Check) -> Look<'a> {
     let mut look = Look { check, found: Findings::default() };
     for lines in &file.empty_continuations {
         look.found.add(check, Rule::NoEmptyContinuation, lines.last, &[], || {
@@ -27,9 +42,7 @@ pub fn written(file: &Dockerfile, check: &Check) -> Findings {
             look.instruction(instruction);
         }
     }
-    look.names(&file.stages);
-    look.casing(&file.stages);
-    look.found
+    look
 }
 
 struct Look<'a> {
