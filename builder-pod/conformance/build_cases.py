@@ -107,8 +107,21 @@ def run(kiln, words, out, registries):
     return done.returncode, events, done.stderr.decode("utf-8", "replace"), image
 
 
+def warnings(case, events):
+    """What is not warned of as in the corpus (rules and lines, each once): missing, more, how many are the same."""
+    expected = set()
+    for warning in case["expect"].get("warnings", []):
+        expected.add((warning["short"].split(":")[0], warning["line"]))
+    found = {(warning["rule"], warning["line"])
+             for event in events if event["type"] == "warnings" for warning in event["items"]}
+    say = lambda words: ", ".join("%s on line %d" % word for word in sorted(words))
+    notes = ["no warning %s" % say(expected - found)] if expected - found else []
+    notes += ["also warns %s" % say(found - expected)] if found - expected else []
+    return notes, len(expected & found), len(expected | found)
+
+
 def one(job):
-    """Runs one case in a process of its own: name, differences (None for a skip), remark."""
+    """Runs one case in a process of its own: name, differences (None for a skip), remark, counts of warnings."""
     name, settings = job
     sys.path.insert(0, settings["tools"])
     import caselib
@@ -123,9 +136,9 @@ def one(job):
         os.umask(0o022)
         os.environ.update(UNNOTICED)
         if "cgroup-parent" in case.get("options", {}):
-            return name, None, "a pod's cgroup is the kubelet's to choose"
+            return name, None, "a pod's cgroup is the kubelet's to choose", (0, 0)
         if "ssh" in case.get("options", {}) and not shutil.which("ssh-agent"):
-            return name, None, "ssh-agent is not installed"
+            return name, None, "ssh-agent is not installed", (0, 0)
         if case.get("fixtures"):
             server = fixture_server.Server(case["fixtures"])
         caselib.materialize(case, out)
@@ -144,11 +157,12 @@ def one(job):
             refused = "is not allowed" in case["expect"].get("error", {}).get("message", "")
             if failure.get("reason") in ("NotSupported", "InternalError") and not differences and not refused:
                 differences = ["refused by Kiln: %s" % message]
-        return name, differences, "\n".join(notes)
+        more, same, of = warnings(case, events)
+        return name, differences, "\n".join([*notes, *more]), (same, of)
     except subprocess.TimeoutExpired:
-        return name, ["no end within %d s" % CASE_SECONDS], ""
+        return name, ["no end within %d s" % CASE_SECONDS], "", (0, 0)
     except Exception as error:
-        return name, ["the case could not be run: %s: %s" % (type(error).__name__, error)], ""
+        return name, ["the case could not be run: %s: %s" % (type(error).__name__, error)], "", (0, 0)
     finally:
         if server:
             server.close()
@@ -167,7 +181,7 @@ def main():
     parser.add_argument("--tools")
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--notes", action="store_true", help="also print where history and layers are not BuildKit's")
+    parser.add_argument("--notes", action="store_true", help="also print where history, layers and warnings are not BuildKit's")
     parser.add_argument("--keep", help="keep what each case made below this directory")
     options = parser.parse_args()
     from layouts import Registry
@@ -178,6 +192,7 @@ def main():
     os.umask(0o022)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     listed, counts = on_purpose(), {"passed": 0, "failed": 0, "skipped": 0}
+    warned = (0, 0)
     if options.keep:
         os.makedirs(options.keep, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kiln-conformance-", dir="/var/tmp") as work:
@@ -195,8 +210,9 @@ def main():
         sys.dont_write_bytecode = True
         pool = concurrent.futures.ProcessPoolExecutor(options.jobs)
         try:
-            for name, differences, remark in pool.map(one, [(name, settings) for name in names]):
+            for name, differences, remark, (same, of) in pool.map(one, [(name, settings) for name in names]):
                 why = listed.get("build/" + name)
+                warned = (warned[0] + same, warned[1] + of)
                 if options.notes and differences is not None and remark:
                     print("note build/%s: %s" % (name, remark))
                 if differences is None:
@@ -217,6 +233,8 @@ def main():
             # Also when told to stop: what runs ends first, so that nothing of it is left.
             pool.shutdown(wait=True, cancel_futures=True)
             registry.close()
+    # For information, as they are in the corpus.
+    print("Warnings as in the corpus: %d of %d" % warned)
     print("build: %(passed)d passed, %(failed)d failed, %(skipped)d skipped" % counts)
     return 1 if counts["failed"] else 0
 

@@ -18,6 +18,10 @@ pub const HEARTBEAT_SECONDS: u64 = 20;
 pub const MAX_STEPS: usize = 200;
 /// Bytes of an instruction's text in the journal.
 pub const MAX_INSTRUCTION: usize = 160;
+/// Warnings that are shown one by one: they are part of the status, and who has more than these fixes them first.
+pub const MAX_WARNINGS: usize = 20;
+/// Bytes of a warning's text in the journal.
+pub const MAX_WARNING: usize = 200;
 
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +61,9 @@ pub enum Event {
         /// In order of execution.
         steps: Vec<PlannedStep>,
     },
+    /// What the Dockerfile's author should know, at most once; not written when there is nothing. (A reader that does not
+    /// know this event reads on, with a gap that the next checkpoint closes.)
+    Warnings(Warnings),
     /// A step began.
     #[serde(rename_all = "camelCase")]
     StepStarted {
@@ -127,6 +134,28 @@ pub struct PlannedStep {
     pub instruction: String,
 }
 
+/// Warnings of one build.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Warnings {
+    /// How many there are in all.
+    pub count: u32,
+    /// The first [`MAX_WARNINGS`], by line.
+    pub items: Vec<Warning>,
+}
+
+/// A finding in the Dockerfile that does not keep it from being built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Warning {
+    /// BuildKit's name of the rule (`FromAsCasing`).
+    pub rule: String,
+    /// 1-based line of the Dockerfile.
+    pub line: u32,
+    /// What was found, at most [`MAX_WARNING`] bytes.
+    pub message: String,
+}
+
 /// What a step is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StepPhase {
@@ -190,6 +219,9 @@ pub struct BuildState {
     /// The steps, in order.
     #[serde(default)]
     pub steps: Vec<StepState>,
+    /// Warnings, once they are known and if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<Warnings>,
     /// Whether the layers are done and the rest of the push runs.
     #[serde(default)]
     pub pushing: bool,
@@ -230,6 +262,7 @@ impl BuildState {
             Event::SourceFetched { source } => self.source = Some(source.clone()),
             Event::BuilderStarted { isolation } => self.isolation = Some(isolation.clone()),
             Event::Planned { steps } => self.steps = steps.iter().cloned().map(StepState::pending).collect(),
+            Event::Warnings(warnings) => self.warnings = Some(warnings.clone()),
             Event::StepStarted { step } => self.with_step(*step, |s| {
                 s.phase = StepPhase::Running;
                 s.started_at = Some(line.at.clone());
@@ -373,6 +406,33 @@ mod tests {
         late.apply(&checkpoint);
         assert!(!late.gap);
         assert_eq!(late.steps, whole.steps);
+    }
+
+    #[test]
+    fn an_event_of_a_later_release_is_passed_over() {
+        let text = r#"{"v":1,"seq":3,"at":"","event":{"type":"fromTheFuture","count":1,"items":[]}}"#;
+        assert_eq!(Line::parse(text), None);
+        let without: Vec<Line> = story().into_iter().filter(|l| l.seq != 3).collect();
+        let mut state = fold(&without);
+        assert_eq!((state.running(), state.done(), state.gap), (vec![2], 1, true));
+        // Checkpoints may say more than their reader knows.
+        let checkpoint = line(7, Event::Checkpoint { state: Box::new(fold(&story())) });
+        let mut text = serde_json::to_value(checkpoint).expect("it serialises");
+        text["event"]["state"]["future"] = "x".into();
+        state.apply(&Line::parse(&text.to_string()).expect("a line"));
+        assert!(!state.gap);
+    }
+
+    #[test]
+    fn warnings_are_part_of_the_state() {
+        let warning = Warning { rule: "FromAsCasing".into(), line: 1, message: "m".into() };
+        let warnings = Warnings { count: 3, items: vec![warning] };
+        let l = line(1, Event::Warnings(warnings.clone()));
+        let text = serde_json::to_value(&l).expect("it serialises");
+        let expected = serde_json::json!({"type": "warnings", "count": 3,
+            "items": [{"rule": "FromAsCasing", "line": 1, "message": "m"}]});
+        assert_eq!(text["event"], expected);
+        assert_eq!(fold(&[Line::parse(&text.to_string()).expect("a line")]).warnings, Some(warnings));
     }
 
     #[test]

@@ -100,22 +100,44 @@ fn collect(text: &str, mut scanner: Scanner) -> Vec<Directive> {
 /// before the first space counts.
 #[must_use]
 pub fn detect_syntax(source: &[u8]) -> Option<String> {
-    let source = source.strip_prefix(b"\xef\xbb\xbf").unwrap_or(source);
     let text = decode(source);
-    let mut body: &str = &text;
-    let mut skipped = 0;
-    if body.starts_with("#!") {
-        body = body.split_once('\n').map_or("", |(_, rest)| rest);
-        skipped = 1;
-    }
+    let (body, skipped) = body(&text);
     for prefix in ["#", "//"] {
         let found = collect(body, Scanner::new(prefix, skipped));
         if let Some(syntax) = found.into_iter().find(|d| d.name == "syntax") {
-            let first = syntax.value.split(' ').next().unwrap_or_default();
-            return Some(first.to_owned());
+            return Some(first_word(&syntax.value));
         }
     }
     json::string_member(body, "syntax")
+}
+
+/// `# check=` of a source, its value up to the first space.
+#[must_use]
+pub fn detect_check(source: &[u8]) -> Option<Directive> {
+    let text = decode(source);
+    let (body, skipped) = body(&text);
+    let found = collect(body, Scanner::new("#", skipped)).into_iter().find(|d| d.name == "check")?;
+    Some(Directive { value: first_word(&found.value), ..found })
+}
+
+/// The options of a comment `check=…` above an instruction.
+pub(crate) fn check_in_comment(comment: &str) -> Option<String> {
+    let found = Scanner::new("", 0).line(comment).ok()??;
+    (found.name == "check").then(|| first_word(&found.value))
+}
+
+/// A source without a byte-order mark and a `#!` line, and how many lines that were.
+fn body(text: &str) -> (&str, u32) {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match text.strip_prefix("#!") {
+        Some(rest) => (rest.split_once('\n').map_or("", |(_, rest)| rest), 1),
+        None => (text, 0),
+    }
+}
+
+/// What stands before the first space.
+fn first_word(value: &str) -> String {
+    value.split(' ').next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -135,5 +157,15 @@ mod tests {
         assert_eq!(detect_syntax(b"// syntax=b\n").as_deref(), Some("b"));
         assert_eq!(detect_syntax(b"{\"syntax\": \"c\"}").as_deref(), Some("c"));
         assert_eq!(detect_syntax(b"FROM a\n# syntax=d\n"), None);
+    }
+
+    #[test]
+    fn check_on_the_first_lines_and_in_comments() {
+        let found = detect_check(b"\xef\xbb\xbf#!/bin/x\n# syntax=a\n#Check = skip=A; error=true\n");
+        assert_eq!(found.map(|d| (d.value, d.line)), Some(("skip=A;".to_owned(), 3)));
+        assert_eq!(detect_check(b"// check=skip=A\n"), None);
+        assert_eq!(check_in_comment("check=skip=A // why").as_deref(), Some("skip=A"));
+        assert_eq!(check_in_comment("see check=skip=A"), None);
+        assert_eq!(check_in_comment("syntax=x"), None);
     }
 }

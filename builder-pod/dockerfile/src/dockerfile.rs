@@ -14,6 +14,10 @@ pub struct Dockerfile {
     pub directives: Vec<Directive>,
     /// The frontend that `# syntax=` (or another form of it) asks for.
     pub syntax: Option<String>,
+    /// What `# check=` asks for, up to the first blank ([`crate::lint::Check`]).
+    pub check: Option<Directive>,
+    /// Lines of instructions with an empty line inside their continuation.
+    pub empty_continuations: Vec<LineRange>,
     /// ARG instructions before the first FROM.
     pub meta_args: Vec<MetaArgs>,
     /// Stages in order. There may be none: a file of global arguments parses, and can't be built.
@@ -27,6 +31,8 @@ pub struct MetaArgs {
     pub lines: LineRange,
     /// The joined text.
     pub original: String,
+    /// The comments directly above.
+    pub comments: Vec<String>,
     /// Its variables.
     pub args: Vec<Arg>,
 }
@@ -46,6 +52,8 @@ pub struct Stage {
     pub lines: LineRange,
     /// The joined text of the FROM.
     pub original: String,
+    /// The comments directly above it.
+    pub comments: Vec<String>,
     /// The instructions after it.
     pub instructions: Vec<Instruction>,
 }
@@ -61,6 +69,8 @@ impl Dockerfile {
             escape: syntax.escape,
             directives: syntax.directives,
             syntax: directives::detect_syntax(source),
+            check: directives::detect_check(source),
+            empty_continuations: syntax.empty_continuations,
             meta_args: Vec::new(),
             stages: Vec::new(),
         };
@@ -68,6 +78,15 @@ impl Dockerfile {
             file.take(node)?;
         }
         Ok(file)
+    }
+
+    /// What stands before a fault, where the source can be cut into lines and instructions all the same.
+    #[must_use]
+    pub fn before(source: &[u8], fault: &ParseError) -> Option<Self> {
+        parse::parse(source).ok()?;
+        let lines = source.split_inclusive(|b| *b == b'\n');
+        let before: Vec<&[u8]> = lines.take(fault.lines.first.saturating_sub(1) as usize).collect();
+        Self::parse(&before.concat()).ok()
     }
 
     fn take(&mut self, node: &Node) -> Result<(), ParseError> {
@@ -81,6 +100,7 @@ impl Dockerfile {
             (None, InstructionKind::Arg(args)) => self.meta_args.push(MetaArgs {
                 lines: instruction.lines,
                 original: instruction.original,
+                comments: instruction.comments,
                 args,
             }),
             (None, _) => {
@@ -136,6 +156,10 @@ mod tests {
         let error = Dockerfile::parse(b"FROM a\n\nRUNN x\n").unwrap_err();
         assert_eq!(error.lines, LineRange::new(3, 3));
         assert!(error.to_string().contains("did you mean RUN?"), "{error}");
+        let source = b"FROM a AS B\nCMD x\nUSER\nFROM c\n";
+        let fault = Dockerfile::parse(source).unwrap_err();
+        let before = Dockerfile::before(source, &fault).unwrap();
+        assert_eq!((before.stages.len(), before.stages[0].instructions.len()), (1, 1));
         assert!(Dockerfile::parse(b"RUN x\n").unwrap_err().to_string().contains("before the first FROM"));
         assert!(Dockerfile::parse(b"ARG x\n").unwrap().stages.is_empty());
     }

@@ -100,8 +100,13 @@ pub fn expand_words(word: &str, env: Env<'_>, escape: char) -> Result<Vec<String
 /// # Errors
 /// See [`Expander::expand`].
 pub fn expand_heredoc(body: &str, env: Env<'_>) -> Result<String, ExpandError> {
+    Ok(expand_heredoc_noting(body, env)?.text)
+}
+
+/// The same, with the variables that were looked up.
+pub(crate) fn expand_heredoc_noting(body: &str, env: Env<'_>) -> Result<Expanded, ExpandError> {
     let options = ExpandOptions { skip_process_quotes: true, ..ExpandOptions::default() };
-    Expander::new(env, '\\').options(options).word(body)
+    Expander::new(env, '\\').options(options).expand(body)
 }
 
 /// How the surrounding `${...}` wants its text.

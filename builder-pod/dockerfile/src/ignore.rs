@@ -113,7 +113,17 @@ impl IgnoreFile {
         excluded
     }
 
-    /// The same while walking: `above` is what [`IgnoreFile::walk`] said of the parent directory (nothing at the root).
+    /// The cleaned path of a source of COPY or ADD that is left out for certain. With a pattern that brings files back
+    /// nothing is certain, and the context itself is left out only by a pattern for everything.
+    pub(crate) fn leaves_out_source(&self, source: &str) -> Option<String> {
+        let path = clean(source);
+        let everything = |p: &Pattern| matches!(p.text.as_str(), "*" | "**" | "**/*");
+        let certain = !self.patterns.iter().any(|p| p.again)
+            && (!matches!(path.as_str(), "." | "/") || self.patterns.iter().any(everything));
+        (certain && self.matches(&path)).then_some(path)
+    }
+
+    /// What [`IgnoreFile::matches`] says, while walking: `above` is what [`IgnoreFile::walk`] said of the parent directory (nothing at the root).
     pub fn walk(&self, path: &str, above: &Matched) -> (bool, Matched) {
         let mut excluded = false;
         let mut matched = vec![false; self.patterns.len()];

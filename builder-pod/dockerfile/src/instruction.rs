@@ -50,6 +50,8 @@ pub struct Instruction {
     pub lines: LineRange,
     /// The joined text without heredoc bodies, as shown after `Step i/N : `.
     pub original: String,
+    /// The comments directly above.
+    pub comments: Vec<String>,
     /// What it does.
     pub kind: InstructionKind,
 }

@@ -17,6 +17,7 @@ pub mod ignore;
 pub mod instruction;
 mod json;
 mod lex;
+pub mod lint;
 pub mod parse;
 pub mod platform;
 mod suggest;

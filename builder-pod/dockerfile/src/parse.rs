@@ -43,7 +43,7 @@ pub struct Syntax {
     pub directives: Vec<Directive>,
     /// Instructions in order.
     pub nodes: Vec<Node>,
-    /// Instructions with an empty line inside their continuation, which BuildKit warns of.
+    /// Lines of instructions with an empty line inside their continuation, here-documents left out.
     pub empty_continuations: Vec<LineRange>,
 }
 

@@ -10,21 +10,33 @@ const MAX_LENGTH: usize = 64;
 /// edits or when one is equal (then the word was not the fault).
 #[must_use]
 pub fn nearest<'a>(word: &str, options: &[&'a str]) -> Option<&'a str> {
-    let wanted: Vec<char> = word.to_lowercase().chars().take(MAX_LENGTH + 1).collect();
+    let lower = |text: &str| -> Vec<char> { text.to_lowercase().chars().take(MAX_LENGTH + 1).collect() };
+    search(&lower(word), options.iter().map(|option| (*option, lower(option))))
+}
+
+/// The same with case as it stands, for names of variables.
+pub(crate) fn nearest_exact<'a>(word: &str, options: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let letters = |text: &str| -> Vec<char> { text.chars().take(MAX_LENGTH + 1).collect() };
+    search(&letters(word), options.map(|option| (option, letters(option))))
+}
+
+fn search<'a>(wanted: &[char], options: impl Iterator<Item = (&'a str, Vec<char>)>) -> Option<&'a str> {
     if wanted.len() > MAX_LENGTH {
         return None;
     }
     let mut best = None;
     let mut bound = MAX_DISTANCE + 1;
-    for option in options {
-        let candidate: Vec<char> = option.to_lowercase().chars().collect();
-        let distance = edit_distance(&wanted, &candidate);
-        if distance == 0 {
+    for (option, candidate) in options {
+        if candidate == wanted {
             return None;
         }
+        if candidate.len() > MAX_LENGTH || candidate.len().abs_diff(wanted.len()) > MAX_DISTANCE {
+            continue;
+        }
+        let distance = edit_distance(wanted, &candidate);
         if distance < bound {
             bound = distance;
-            best = Some(*option);
+            best = Some(option);
         }
     }
     best
@@ -58,5 +70,7 @@ mod tests {
         assert_eq!(nearest("foo", &["FROM", "RUN"]), Some("FROM"));
         assert_eq!(nearest("zzzz", &["FROM", "RUN"]), None);
         assert_eq!(nearest("run", &["FROM", "RUN"]), None);
+        assert_eq!(nearest_exact("U", ["PATH", "V", "W"].into_iter()), Some("V"));
+        assert_eq!(nearest_exact("path", ["PATH"].into_iter()), None);
     }
 }

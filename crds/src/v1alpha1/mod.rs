@@ -17,7 +17,7 @@ pub use source::{
 };
 pub use status::{
     AttemptStatus, FailureClass, FailureStatus, HistoryEntry, ImageBuildStatus, ImageStatus, LayerStatus,
-    PodRef, QueueStatus, RunResult, SourceStatus, StepState, StepStatus,
+    PodRef, QueueStatus, RunResult, SourceStatus, StepState, StepStatus, WarningStatus, WarningsStatus,
 };
 
 /// The conditions of an ImageBuild (kstatus reads the first three; `kubectl wait` all).

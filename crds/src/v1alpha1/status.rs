@@ -34,6 +34,10 @@ pub struct ImageBuildStatus {
     /// Every step of the Dockerfile in the latest run, in order; at most 200.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepStatus>,
+    /// What the latest run warns of in the Dockerfile; absent when it warns of nothing. A line `# check=skip=RULE,RULE` at
+    /// the top of the Dockerfile, or above an instruction, turns rules off; `# check=error=true` has warnings fail the build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<WarningsStatus>,
     /// Why the latest run ended badly; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureStatus>,
@@ -111,6 +115,29 @@ pub enum StepState {
     Skipped,
     /// Not known: the journal was lost.
     Unknown,
+}
+
+/// Warnings of a run: what BuildKit's lint rules find in the Dockerfile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WarningsStatus {
+    /// How many there are in all.
+    pub count: i32,
+    /// The first 20, by line.
+    #[serde(default)]
+    pub items: Vec<WarningStatus>,
+}
+
+/// A warning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WarningStatus {
+    /// BuildKit's name of the rule (`FromAsCasing`).
+    pub rule: String,
+    /// Line of the Dockerfile, from 1.
+    pub line: i32,
+    /// What was found, at most 200 bytes.
+    pub message: String,
 }
 
 /// A layer of the image.

@@ -30,6 +30,7 @@ pub fn begin_run(status: &mut ImageBuildStatus, desired: &Desired, rebuild: Opti
     status.duration = None;
     status.progress = None;
     status.steps.clear();
+    status.warnings = None;
     status.failure = None;
     status.pod_ref = None;
     status.attempts.clear();
@@ -47,6 +48,7 @@ pub fn begin_attempt(status: &mut ImageBuildStatus, pod_name: String, now: Times
     let number = status.attempts.last().map_or(1, |a| a.number + 1);
     status.progress = None;
     status.steps.clear();
+    status.warnings = None;
     status.queue = None;
     status.pod_ref = Some(PodRef { name: pod_name.clone(), uid: None });
     status.attempts.push(AttemptStatus {

@@ -1,10 +1,12 @@
-//! `status.steps` and `status.progress`, from the journal. Pure.
+//! `status.steps`, `status.progress` and `status.warnings`, from the journal. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kiln_api::ImageBuildStatus;
-use kiln_api::v1alpha1::{LayerStatus, SourceStatus, StepState, StepStatus};
-use kiln_contract::journal::{BuildState, MAX_INSTRUCTION, MAX_STEPS, StepPhase};
+use kiln_api::v1alpha1::{LayerStatus, SourceStatus, StepState, StepStatus, WarningStatus, WarningsStatus};
+use kiln_contract::journal::{
+    BuildState, MAX_INSTRUCTION, MAX_STEPS, MAX_WARNING, MAX_WARNINGS, StepPhase, Warning, Warnings,
+};
 use kiln_contract::text::{printable, truncate};
 
 /// Shows what the journal knows; without steps in it, what was known stays.
@@ -17,6 +19,9 @@ pub fn show(status: &mut ImageBuildStatus, journal: &BuildState) {
             revision: Some(truncate(&printable(&source.revision), 512)),
             digest: source.digest.as_ref().map(|digest| truncate(&printable(digest), 128)),
         });
+    }
+    if let Some(warnings) = &journal.warnings {
+        status.warnings = Some(bounded(warnings));
     }
     if journal.steps.is_empty() {
         return;
@@ -47,6 +52,20 @@ pub fn show(status: &mut ImageBuildStatus, journal: &BuildState) {
             }),
         })
         .collect();
+}
+
+/// Bounded again: a journal comes from where commands of the Dockerfile run.
+fn bounded(warnings: &Warnings) -> WarningsStatus {
+    let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let item = |warning: &Warning| WarningStatus {
+        rule: truncate(&printable(&warning.rule), 64),
+        line: number(warning.line),
+        message: truncate(&printable(&warning.message), MAX_WARNING),
+    };
+    WarningsStatus {
+        count: number(warnings.count),
+        items: warnings.items.iter().take(MAX_WARNINGS).map(item).collect(),
+    }
 }
 
 /// Ends the steps of an attempt whose journal did not: nobody knows how a running one went.
@@ -111,6 +130,20 @@ mod tests {
         close(&mut status, false);
         let states: Vec<_> = status.steps.iter().map(|s| s.state).collect();
         assert_eq!(states, [StepState::Done, StepState::Unknown, StepState::Skipped]);
+    }
+
+    #[test]
+    fn warnings_are_shown_and_stay_bounded() {
+        let warning = |line| Warning { rule: "UndefinedVar".into(), line, message: "\u{1b}$X ".repeat(100) };
+        let many = Warnings { count: 900, items: (1..=50).map(warning).collect() };
+        let mut status = ImageBuildStatus::default();
+        show(&mut status, &journal(vec![plan(1)]));
+        assert_eq!(status.warnings, None);
+        show(&mut status, &journal(vec![Event::Warnings(many)]));
+        let shown = status.warnings.expect("there are some");
+        assert_eq!((shown.count, shown.items.len()), (900, MAX_WARNINGS));
+        assert_eq!((shown.items[0].rule.as_str(), shown.items[0].line), ("UndefinedVar", 1));
+        assert!(shown.items[0].message.len() <= MAX_WARNING && !shown.items[0].message.contains('\u{1b}'));
     }
 
     #[test]

@@ -3,22 +3,26 @@
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::reason::{BASE_IMAGE_INVALID, DOCKERFILE_INVALID, INTERNAL};
-use kiln_dockerfile::instruction::{Arg, Healthcheck, KeyValue, Network, Run};
+use kiln_dockerfile::instruction::{Arg, KeyValue, Network, Run};
+use kiln_dockerfile::lint::StageLint;
 use kiln_dockerfile::platform::{PROXY_ARGS, is_proxy_arg};
 use kiln_dockerfile::{Instruction, InstructionKind};
 
 use super::copy::{self, Written};
 use super::env::Words;
 use super::graph::{self, Source};
+use super::lint::{Before, Lint};
 use super::outline::{Outline, at_step, of_trigger};
 use super::state::State;
+use super::texts::{health_text, join_pairs};
 use super::{
     Action, Base, BaseImage, CopyFrom, Env, Plan, PlanError, Stage, heredoc, mounts, ports, stopsignal,
 };
-use crate::image::{Health, Image, duration, list, quoted};
+use crate::image::{Health, Image, list, quoted};
 
 struct Evaluation<'a> {
     outline: &'a Outline<'a>,
+    lint: Lint<'a>,
     /// Place in [`Plan::images`] of each of the outline's images.
     places: Vec<usize>,
     images: Vec<BaseImage>,
@@ -27,13 +31,18 @@ struct Evaluation<'a> {
 }
 
 /// The plan of an outline whose images are resolved.
-pub(super) fn plan(outline: &Outline<'_>, resolved: &[ResolvedImage]) -> Result<Plan, PlanError> {
+pub(super) fn plan(
+    outline: &Outline<'_>,
+    resolved: &[ResolvedImage],
+    lint: Lint<'_>,
+) -> Result<Plan, PlanError> {
     if resolved.len() != outline.images().len() {
         let message =
             format!("{} images were resolved, {} were named", resolved.len(), outline.images().len());
         return Err(PlanError::new(INTERNAL, None, message));
     }
-    let mut evaluation = Evaluation { outline, places: Vec::new(), images: Vec::new(), states: Vec::new() };
+    let mut evaluation =
+        Evaluation { outline, lint, places: Vec::new(), images: Vec::new(), states: Vec::new() };
     for (image, used) in resolved.iter().zip(outline.images()) {
         evaluation
             .add_image(image, &used.platform)
@@ -101,11 +110,21 @@ impl Evaluation<'_> {
         let fresh = |image: Image| {
             let mut env = Env::default();
             env.extend_pairs(image.config.env.iter().flatten());
-            State { image, env, args: Vec::new(), own_cmd: false, ops: Vec::new() }
+            State {
+                image,
+                env,
+                args: Vec::new(),
+                own_cmd: false,
+                ops: Vec::new(),
+                lint: StageLint::default(),
+            }
         };
         let mut state = match self.base(place)? {
             Base::Scratch => fresh(Image::scratch(platform)),
-            Base::Stage(parent) => State { own_cmd: false, ops: Vec::new(), ..self.states[parent].clone() },
+            Base::Stage(parent) => {
+                let parent = &self.states[parent];
+                State { own_cmd: false, ops: Vec::new(), lint: parent.lint.child(), ..parent.clone() }
+            }
             Base::Image(image) => fresh(
                 Image::from_base(&self.images[image].resolved, platform)
                     .map_err(|e| at_step(PlanError::new(BASE_IMAGE_INVALID, line, e.to_string()), start))?,
@@ -146,6 +165,9 @@ impl Evaluation<'_> {
         let env = state.env.clone();
         let words = Words { env: &env, escape: self.outline.file.escape, line };
         let invalid = |message: String| PlanError::new(DOCKERFILE_INVALID, line, message);
+        let shell = state.image.config.shell.as_ref().is_some_and(|shell| !shell.is_empty());
+        let before = Before { env: &env, args: &state.args, shell, escape: words.escape };
+        self.lint.instruction(&mut state.lint, instruction, before);
         match &instruction.kind {
             InstructionKind::Run(run) => {
                 let (action, text) = self.run(state, run, place, words)?;
@@ -204,7 +226,7 @@ impl Evaluation<'_> {
                     state.op(step, Action::Workdir { path, user }, text);
                 }
             }
-            InstructionKind::Arg(args) => self.arg(state, args, step, line)?,
+            InstructionKind::Arg(args) => self.arg(state, instruction, args, step)?,
             InstructionKind::Env(pairs) => {
                 let pairs = expand_pairs(pairs, words)?;
                 for (name, value) in &pairs {
@@ -295,14 +317,22 @@ impl Evaluation<'_> {
 
     /// ARG: a build argument wins over the default, which wins over the global scope's value. Each variable sees those
     /// before it.
-    fn arg(&self, state: &mut State, args: &[Arg], step: u32, line: u32) -> Result<(), PlanError> {
+    fn arg(
+        &self,
+        state: &mut State,
+        instruction: &Instruction,
+        args: &[Arg],
+        step: u32,
+    ) -> Result<(), PlanError> {
+        let (line, escape) = (instruction.lines.first, self.outline.file.escape);
         let mut text = String::from("ARG");
         for arg in args {
+            let before = Before { env: &state.env, args: &state.args, shell: false, escape };
+            let given = self.outline.args.contains_key(&arg.key);
+            self.lint.argument(&mut state.lint, instruction, arg, given, before);
             let value = match (self.outline.args.get(&arg.key), &arg.value) {
                 (Some(given), _) => Some(given.clone()),
-                (None, Some(default)) => {
-                    Some(Words { env: &state.env, escape: self.outline.file.escape, line }.one(default)?)
-                }
+                (None, Some(default)) => Some(Words { env: &state.env, escape, line }.one(default)?),
                 (None, None) => self.outline.globals.get(&arg.key).map(str::to_owned),
             };
             text.push_str(&format!(" {}", arg.key));
@@ -440,21 +470,4 @@ impl Evaluation<'_> {
 
 fn expand_pairs(pairs: &[KeyValue], words: Words<'_>) -> Result<Vec<(String, String)>, PlanError> {
     pairs.iter().map(|pair| Ok((words.one(&pair.key)?, words.one(&pair.value)?))).collect()
-}
-
-fn join_pairs(pairs: &[(String, String)]) -> String {
-    pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
-}
-
-/// Go's `%+v` of Docker's `HealthcheckConfig`.
-fn health_text(check: &Healthcheck) -> String {
-    format!(
-        "HEALTHCHECK {{Test:{} Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
-        list(&check.test),
-        duration(check.interval_ns),
-        duration(check.timeout_ns),
-        duration(check.start_period_ns),
-        duration(check.start_interval_ns),
-        check.retries
-    )
 }

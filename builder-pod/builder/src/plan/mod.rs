@@ -9,6 +9,7 @@ mod env;
 mod evaluate;
 mod graph;
 mod heredoc;
+mod lint;
 mod mounts;
 mod outline;
 mod ports;
@@ -16,6 +17,7 @@ mod state;
 mod stopsignal;
 mod support;
 mod target;
+mod texts;
 mod types;
 
 /// The build argument that names the host that steps see themselves as.
@@ -23,6 +25,7 @@ pub const HOSTNAME_ARG: &str = "BUILDKIT_SANDBOX_HOSTNAME";
 
 pub use copy::git_context;
 pub use env::Env;
+pub use lint::{Lint, check, findings, findings_before};
 pub use mounts::{Cache, Mount};
 pub use outline::{ImageUse, Outline, Target, Triggers};
 pub use target::normalize as normalize_platform;

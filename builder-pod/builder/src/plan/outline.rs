@@ -12,7 +12,7 @@ use kiln_dockerfile::{Dockerfile, Instruction, InstructionKind, Stage};
 
 use super::env::Words;
 use super::graph::{self, Node, Scope, Source};
-use super::{Env, Plan, PlanError, Step, evaluate, mounts, normalize_platform, support, target};
+use super::{Env, Lint, Plan, PlanError, Step, evaluate, mounts, normalize_platform, support, target};
 use crate::image::Image;
 
 /// What is asked for.
@@ -102,19 +102,8 @@ impl<'a> Outline<'a> {
         let last = graph::target(file, wished.stage)?;
         let stage = file.stages[last].name.as_deref().unwrap_or("default");
         let machine = normalize_platform(wished.machine).unwrap_or_else(|| platform.clone());
-        let mut globals = target::platform_args(&machine, &platform, stage, wished.args);
-        for meta in &file.meta_args {
-            let line = meta.lines.first;
-            for arg in &meta.args {
-                let value = match wished.args.get(&arg.key) {
-                    Some(value) => Some(value.clone()),
-                    None => Words { env: &globals, escape: file.escape, line }.maybe(arg.value.as_ref())?,
-                };
-                if let Some(value) = value {
-                    globals.set(&arg.key, &value);
-                }
-            }
-        }
+        let automatic = target::platform_args(&machine, &platform, stage, wished.args);
+        let globals = globals(file, automatic, wished.args)?;
         let epoch = epoch(file, wished.args.get("SOURCE_DATE_EPOCH").map(String::as_str), &globals)?;
         let order = graph::order(Scope { file, contexts: wished.contexts, on_build }, last, &globals)?;
         let mut outline = Self {
@@ -265,12 +254,13 @@ impl<'a> Outline<'a> {
         &self.images
     }
 
-    /// The whole plan, once all of [`Outline::images`] are resolved, in that order.
+    /// The whole plan, once all of [`Outline::images`] are resolved, in that order. Warnings go to `lint`, also without a
+    /// plan.
     ///
     /// # Errors
     /// What can't be, or is not implemented, with its line.
-    pub fn plan(&self, resolved: &[ResolvedImage]) -> Result<Plan, PlanError> {
-        evaluate::plan(self, resolved)
+    pub fn plan(&self, resolved: &[ResolvedImage], lint: Lint<'_>) -> Result<Plan, PlanError> {
+        evaluate::plan(self, resolved, lint)
     }
 
     /// Build arguments that nothing takes up.
@@ -292,6 +282,28 @@ impl<'a> Outline<'a> {
         };
         self.args.keys().filter(|name| !used.contains(name.as_str()) && !builtin(name)).cloned().collect()
     }
+}
+
+/// The global scope: `automatic` arguments, and what each ARG before the first FROM adds.
+pub(super) fn globals(
+    file: &Dockerfile,
+    automatic: Env,
+    args: &BTreeMap<String, String>,
+) -> Result<Env, PlanError> {
+    let mut globals = automatic;
+    for meta in &file.meta_args {
+        let line = meta.lines.first;
+        for arg in &meta.args {
+            let value = match args.get(&arg.key) {
+                Some(value) => Some(value.clone()),
+                None => Words { env: &globals, escape: file.escape, line }.maybe(arg.value.as_ref())?,
+            };
+            if let Some(value) = value {
+                globals.set(&arg.key, &value);
+            }
+        }
+    }
+    Ok(globals)
 }
 
 /// The same error in a step.

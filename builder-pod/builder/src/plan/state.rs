@@ -1,6 +1,7 @@
 //! A stage as it is evaluated: what an instruction sees of those before it, and leaves to those after it.
 
 use kiln_dockerfile::instruction::{Arg, CommandLine};
+use kiln_dockerfile::lint::StageLint;
 
 use super::{Action, Env, Op, copy};
 use crate::image::Image;
@@ -18,6 +19,7 @@ pub(super) struct State {
     /// The stage has a CMD of its own, which an ENTRYPOINT leaves alone.
     pub own_cmd: bool,
     pub ops: Vec<Op>,
+    pub lint: StageLint,
 }
 
 impl State {

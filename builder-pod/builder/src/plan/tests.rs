@@ -1,15 +1,19 @@
 //! Plans of whole Dockerfiles. Expected texts and configs are those of BuildKit.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::request::NamedContext;
 use kiln_contract::{Descriptor, reason};
-use kiln_dockerfile::Dockerfile;
+use kiln_dockerfile::lint::Findings;
+use kiln_dockerfile::{Dockerfile, IgnoreFile};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::chmod::Chmod;
+
+mod warnings;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -42,6 +46,15 @@ fn resolve(reference: &str) -> ResolvedImage {
 }
 
 fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<Plan, PlanError> {
+    plan_noting(text, stage, args, &RefCell::default())
+}
+
+fn plan_noting(
+    text: &str,
+    stage: Option<&str>,
+    args: &[(&str, &str)],
+    found: &RefCell<Findings>,
+) -> Result<Plan, PlanError> {
     let file = Dockerfile::parse(text.as_bytes()).unwrap();
     let args: BTreeMap<String, String> =
         args.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -50,6 +63,7 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
         ("dir".to_owned(), NamedContext::Directory("/d".to_owned())),
         ("other".to_owned(), NamedContext::Image("conf".to_owned())),
     ]);
+    let ignore = IgnoreFile::parse("secret\n").unwrap();
     let target = Target {
         platform: "linux/amd64",
         machine: "linux/amd64",
@@ -64,7 +78,9 @@ fn plan_with(text: &str, stage: Option<&str>, args: &[(&str, &str)]) -> Result<P
     let outline = Outline::new(&file, syntax.as_deref(), target)?;
     let triggers = outline.triggers(&images(&outline));
     let outline = Outline::with_triggers(&file, syntax.as_deref(), target, &triggers)?;
-    outline.plan(&images(&outline))
+    let check = check(&file, &args)?;
+    let lint = Lint { check: &check, ignore: &ignore, found };
+    outline.plan(&images(&outline), lint)
 }
 
 fn plan(text: &str) -> Plan {

@@ -7,7 +7,9 @@ mod pod;
 mod signals;
 mod source;
 mod timer;
+mod warnings;
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,10 +19,11 @@ use kiln_contract::journal::Event;
 use kiln_contract::request::{BuildRequest, Isolation};
 use kiln_contract::{Failure, FailureClass, reason};
 use kiln_dockerfile::Dockerfile;
+use kiln_dockerfile::lint::Findings;
 
 use crate::courier::{Client, Committed, Courier, SOCKET_WAIT};
 use crate::engine::{Engine, EngineError, Stop};
-use crate::plan::{ImageUse, Outline, Plan, Target};
+use crate::plan::{self, ImageUse, Lint, Outline, Plan, Target};
 use crate::solve::failure::{Halt, internal, of_engine, of_plan};
 use crate::solve::log::{Entry, Log};
 use crate::solve::{Pack, Wishes, World, resolve, solve};
@@ -73,9 +76,19 @@ pub fn build(request: &BuildRequest, settings: Settings<'_>) -> Result<Committed
             return Err(Box::new(failure));
         }
     };
-    let mut build = Build { request, work_dir, stop, start_engine, courier: &client, source_text: None };
+    let mut build = Build {
+        request,
+        work_dir,
+        stop,
+        start_engine,
+        courier: &client,
+        source_text: None,
+        findings: Findings::default(),
+    };
     let result = build.run(log);
     if let Err(failure) = &result {
+        // It may be what a warning is about. That the courier is lost is no news here.
+        let _ = build.tell_findings(log);
         let excerpt = build.excerpt(failure);
         log.entry(Entry::Failed { failure, excerpt: excerpt.as_deref() });
         if let Err(error) = client.fail(failure) {
@@ -93,6 +106,8 @@ struct Build<'a> {
     courier: &'a dyn Courier,
     /// The Dockerfile's text, once read.
     source_text: Option<String>,
+    /// Warnings that nobody was told of yet.
+    findings: Findings,
 }
 
 impl Build<'_> {
@@ -120,6 +135,8 @@ impl Build<'_> {
             contexts: &request.contexts,
             entitlements: &request.entitlements,
         };
+        let check = plan::check(&file, &request.args).map_err(|e| of_plan(&e, &request.dockerfile))?;
+        self.findings = plan::findings(&file, &check, target);
         let outline = Outline::new(&file, file.syntax.as_deref(), target)
             .map_err(|error| of_plan(&error, &request.dockerfile))?;
         let ignore = source::ignore(&context, &request.dockerfile)?;
@@ -144,17 +161,26 @@ impl Build<'_> {
                 .map_err(|halt| named_step(&fuller, halt, log))?;
             outline = fuller;
         }
-        let plan = outline.plan(&images).map_err(|error| of_plan(&error, &request.dockerfile));
-        let plan = plan.map_err(|failure| named_step(&outline, failure.into(), log))?;
+        let found = RefCell::default();
+        let plan = outline.plan(&images, Lint { check: &check, ignore: &ignore, found: &found });
+        self.findings.append(found.into_inner());
+        let plan = plan.map_err(|error| of_plan(&error, &request.dockerfile));
+        let plan = plan.map_err(|failure| self.name_step(&outline, failure.into(), log))?;
         for name in &plan.unused_args {
             log.entry(Entry::Warning { text: &format!("build argument {name} is not used: no ARG {name}") });
+        }
+        let fatal = warnings::fatal(&check, &self.findings, &request.dockerfile);
+        self.tell_findings(log)?;
+        if let Some(failure) = fatal {
+            return Err(failure.into());
         }
         let contexts = LocalContexts::new(Directory { root: Place::Opened(context), ignore }, named);
         self.solve(&plan, &*engine, &contexts, log)
     }
 
-    fn parse(&self, bytes: &[u8]) -> Result<Dockerfile, Halt> {
+    fn parse(&mut self, bytes: &[u8]) -> Result<Dockerfile, Halt> {
         Dockerfile::parse(bytes).map_err(|error| {
+            self.findings = plan::findings_before(bytes, &error, &self.request.args);
             let text = self.source_text.as_deref().unwrap_or_default();
             Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, error.to_string())
                 .at(&self.request.dockerfile, error.position(text).0)

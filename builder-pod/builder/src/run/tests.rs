@@ -234,3 +234,57 @@ fn no_courier_is_a_failure_that_the_log_shows() {
     assert_eq!(failure.reason, reason::POD_DELETED);
     assert!(String::from_utf8(text).unwrap().starts_with("error: the builder was told to end"));
 }
+
+#[test]
+fn warnings_are_told_once_and_by_line() {
+    let text = "FROM alpine AS Base\nUSER $X\nMAINTAINER m\n";
+    let ended = run(&[("Dockerfile", text)]);
+    assert!(ended.result.is_ok());
+    let events = ended.courier.notes.of(&["event"]);
+    let warnings: Vec<_> = events.iter().filter(|event| event.contains("Warnings")).collect();
+    assert_eq!(warnings.len(), 1, "{events:?}");
+    assert!(warnings[0].contains("count: 3") && warnings[0].contains("UndefinedVar"), "{events:?}");
+    let lines: Vec<_> = ended.log.lines().take(4).collect();
+    assert_eq!(lines[0], "[Warning] Dockerfile:1: StageNameCasing: Stage name 'Base' should be lowercase");
+    assert_eq!(lines[1], "[Warning] Dockerfile:2: UndefinedVar: $X is neither declared nor set");
+    assert!(lines[2].starts_with("[Warning] Dockerfile:3: MaintainerDeprecated: "), "{}", ended.log);
+    assert!(lines[3].starts_with("Step 1/"), "{}", ended.log);
+}
+
+#[test]
+fn warnings_can_fail_the_build() {
+    let text = "# check=error=true\nFROM alpine\nCMD a\nUSER $X\n";
+    let ended = run(&[("Dockerfile", text)]);
+    let failure = ended.result.unwrap_err();
+    assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::User, reason::DOCKERFILE_INVALID));
+    assert_eq!(failure.line, Some(3));
+    assert!(failure.message.starts_with("JSONArgsRecommended: "), "{failure}");
+    assert!(failure.message.contains("and 1 more warning;"), "{failure}");
+    assert_eq!(ended.courier.notes.of(&["event started"]), [""; 0], "nothing runs");
+    let fine = run(&[("Dockerfile", "# check=error=true\nFROM alpine\nCMD [\"a\"]\n")]);
+    assert!(fine.result.is_ok());
+}
+
+#[test]
+fn warnings_come_before_a_failure_that_they_may_explain() {
+    let ended = run(&[("Dockerfile", "ARG IMG\nFROM $IMG\n")]);
+    assert!(ended.result.is_err());
+    let at = |text: &str| ended.log.find(text).unwrap_or(usize::MAX);
+    assert!(at("[Warning] Dockerfile:2: InvalidDefaultArgInFrom") < at("error: "), "{}", ended.log);
+    let broken = run(&[("Dockerfile", "FROM a as b\nRUNN c\n")]);
+    assert!(broken.log.starts_with("[Warning] Dockerfile:1: FromAsCasing: "), "{}", broken.log);
+    let notes = ended.courier.notes.all();
+    assert!(notes[0].contains("Warnings") && notes[1].starts_with("fail"), "{notes:?}");
+}
+
+#[test]
+fn many_warnings_are_counted_and_some_are_shown() {
+    let text = format!("FROM alpine\n{}", "ENV A=$X\n".repeat(150));
+    let ended = run(&[("Dockerfile", &text)]);
+    assert!(ended.result.is_ok());
+    assert!(ended.log.contains("[Warning] Dockerfile: and 50 more\n"), "{}", ended.log);
+    let events = ended.courier.notes.of(&["event"]);
+    let warnings = events.iter().find(|event| event.contains("Warnings")).unwrap();
+    assert!(warnings.contains("count: 150"), "{warnings}");
+    assert_eq!(warnings.matches("UndefinedVar").count(), kiln_contract::journal::MAX_WARNINGS);
+}

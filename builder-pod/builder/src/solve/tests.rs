@@ -1,15 +1,17 @@
 //! Whole builds over a fake engine and a fake courier.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiln_contract::{FailureClass, reason};
-use kiln_dockerfile::Dockerfile;
+use kiln_dockerfile::lint::Check;
+use kiln_dockerfile::{Dockerfile, IgnoreFile};
 use serde_json::json;
 
 use super::fakes::*;
 use super::*;
 use crate::engine::EngineErrorKind;
-use crate::plan::{Outline, Target};
+use crate::plan::{Lint, Outline, Target};
 
 #[derive(Default)]
 struct Rig {
@@ -34,7 +36,9 @@ impl Rig {
         let outline = Outline::new(&file, None, target).unwrap();
         let images = resolve(outline.images(), "Dockerfile", &self.courier)
             .map_err(|halt| halt.into_failure(&self.stop))?;
-        let plan = outline.plan(&images).unwrap();
+        let lint =
+            Lint { check: &Check::default(), ignore: &IgnoreFile::default(), found: &RefCell::default() };
+        let plan = outline.plan(&images, lint).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let ticks = AtomicU32::new(0);
         let clock = || format!("2026-01-01T00:00:{:02}Z", ticks.fetch_add(1, Ordering::Relaxed));

@@ -52,7 +52,8 @@ pub(crate) fn is_from(node: &Node) -> bool {
 /// The instruction that a node stands for (any but FROM).
 pub(crate) fn typed(node: &Node) -> Result<Instruction, ParseError> {
     let kind = kind_of_node(node).map_err(|fault| place(fault, node))?;
-    Ok(Instruction { lines: node.lines, original: node.original.trim().to_owned(), kind })
+    let (original, comments) = (node.original.trim().to_owned(), node.comments.clone());
+    Ok(Instruction { lines: node.lines, original, comments, kind })
 }
 
 /// The stage that a FROM node starts.
@@ -77,6 +78,7 @@ pub(crate) fn stage_of_node(node: &Node) -> Result<Stage, ParseError> {
         platform: flags.value("platform"),
         lines: node.lines,
         original: node.original.trim().to_owned(),
+        comments: node.comments.clone(),
         instructions: Vec::new(),
     })
 }

@@ -4,6 +4,7 @@ use kiln_dockerfile::git::GitTime;
 use kiln_dockerfile::instruction::{
     Arg, CommandLine, Healthcheck, KeyValue, Mount, MountType, Run, Transfer,
 };
+use kiln_dockerfile::lint::{Findings, Rule};
 use kiln_dockerfile::parse::{Node, Syntax};
 use kiln_dockerfile::{Dockerfile, GitRef, Instruction, InstructionKind, Stage};
 use serde_json::{Map, Value, json};
@@ -195,6 +196,13 @@ fn command(instruction: &Instruction) -> Value {
     };
     let lines = [instruction.lines.first, instruction.lines.last];
     with(json!({"name": instruction.name().to_lowercase(), "lines": lines}), fields)
+}
+
+/// Warnings, of the rules that BuildKit looks at while it reads instructions: the corpus has no others.
+pub fn lint(found: &Findings) -> Vec<Value> {
+    let read = [Rule::StageNameCasing, Rule::FromAsCasing, Rule::MaintainerDeprecated];
+    let found = found.kept.iter().filter(|finding| read.contains(&finding.rule));
+    found.map(|f| json!({"rule": f.rule.name(), "message": f.message, "line": f.line})).collect()
 }
 
 /// The syntax tree, with escape and directives.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_dockerfile::expand::{ExpandOptions, Expander};
 use kiln_dockerfile::ignore::Matched;
+use kiln_dockerfile::lint::{self, Check};
 use kiln_dockerfile::{Dockerfile, GitRef, IgnoreFile};
 use serde_json::Value;
 
@@ -92,6 +93,7 @@ fn parser() {
                 &mut faults,
             );
             differ(&format!("{name}: nodes"), list(&wanted["nodes"]), list(&tree["nodes"]), &mut faults);
+            empty_lines(&name, wanted, &syntax, &mut faults);
         }
         let found = Dockerfile::parse(&bytes);
         match (wanted["ok"] == true, found) {
@@ -124,6 +126,22 @@ fn compare(name: &str, wanted: &Value, file: &Dockerfile, faults: &mut Vec<Strin
     }
     differ(&format!("{name}: global arguments"), list(&wanted["meta_args"]), list(&meta), faults);
     differ(&format!("{name}: stages"), list(&expected), list(&stages), faults);
+    let found = lint::written(file, &Check::default());
+    if found.count == found.kept.len() {
+        differ(&format!("{name}: warnings"), list(&wanted["lint"]), as_corpus::lint(&found), faults);
+    }
+}
+
+/// Lines of empty continuations, which the corpus has with the syntax tree.
+fn empty_lines(
+    name: &str,
+    wanted: &Value,
+    syntax: &kiln_dockerfile::parse::Syntax,
+    faults: &mut Vec<String>,
+) {
+    let expected = list(&wanted["warnings"]).iter().map(|warning| warning["line"].clone()).collect();
+    let found = syntax.empty_continuations.iter().map(|lines| lines.last.into()).collect();
+    differ(&format!("{name}: empty lines"), expected, found, faults);
 }
 
 fn list(value: &Value) -> Vec<Value> {
