@@ -84,7 +84,8 @@ fn launch(status: &OwnedFd) -> Result<Message, Fault> {
     };
     let watched = rustix::process::pidfd_open(step, PidfdFlags::empty())
         .at(Stage::Launch, || "cannot watch the step".to_owned())?;
-    process::tell(&go.sender, 0)?;
+    // A step that could not be set up has said so itself, and may be gone by now: its end is all that is left to wait for.
+    let _ = process::tell(&go.sender, 0);
     wait(step, &watched)
 }
 
