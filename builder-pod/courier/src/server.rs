@@ -195,6 +195,8 @@ async fn connection(
     attached: &Arc<AtomicBool>,
     stream: tokio::net::UnixStream,
 ) -> std::io::Result<()> {
+    // Not rustix's: it takes the process id 0, which a peer in another pid namespace has, for an error.
+    let peer = stream.peer_cred()?.uid();
     let mut stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(FRAME_WAIT))?;
@@ -202,8 +204,8 @@ async fn connection(
     let (received, stream_back) =
         tokio::task::spawn_blocking(move || (wire::read(&mut stream), stream)).await?;
     let Some((call, fd)) = received? else { return Ok(()) };
-    let peer = rustix::net::sockopt::socket_peercred(&stream_back)?.uid;
-    if session.request.source.is_fetched() && peer == rustix::process::geteuid() && !is_of_a_fetch(&call) {
+    let own = rustix::process::geteuid().as_raw();
+    if session.request.source.is_fetched() && peer == own && !is_of_a_fetch(&call) {
         // The fetcher has the courier's user, the builder has not: secrets, blobs and tags are none of its business.
         let failure = internal("a call that the fetch of a source has no use for");
         return send(stream_back, Reply::Failed { failure }).await.map(drop);
