@@ -11,6 +11,7 @@ use super::at;
 use super::tar_read::TarReader;
 
 mod attacks;
+mod bounds;
 mod copying;
 mod diffing;
 mod round_trip;
