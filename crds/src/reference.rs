@@ -103,7 +103,11 @@ fn is_host(host: &str) -> bool {
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         }),
     };
-    name_is_good && port.is_none_or(|p| p.parse::<u16>().is_ok_and(|n| n > 0))
+    name_is_good
+        && port.is_none_or(|p| {
+            // Rust's numbers may have a sign.
+            p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok_and(|n| n > 0)
+        })
 }
 
 /// One part of a repository's path: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.
@@ -151,6 +155,7 @@ mod tests {
             "a@sha256:00",
             "h.x:0/a",
             "h.x:99999/a",
+            "h.x:+80/a",
             "a..b/c",
             "a.b/c..d",
             "a.b/c___d",

@@ -301,4 +301,29 @@ mod tests {
         }
         assert_eq!(lines, ["one", "two", "three"]);
     }
+
+    proptest::proptest! {
+        /// Whatever a log holds and in whatever pieces it comes, its lines are those between the line feeds.
+        #[test]
+        fn any_log_is_read_line_by_line(log: Vec<u8>, feeds in proptest::collection::vec(0usize..200, 0..9), capacity in 1usize..40) {
+            let mut log = log;
+            for at in feeds {
+                log.insert(at.min(log.len()), b'\n');
+            }
+            let mut reader = futures::io::BufReader::with_capacity(capacity, futures::io::Cursor::new(&log));
+            let read = futures::executor::block_on(async {
+                let mut lines = Vec::new();
+                while let Some(line) = next_line(&mut reader).await.expect("it reads") {
+                    let _ = Line::parse(&line);
+                    lines.push(line);
+                }
+                lines
+            });
+            let mut expected: Vec<_> = log.split(|b| *b == b'\n').map(|l| String::from_utf8_lossy(l).into_owned()).collect();
+            if expected.last().is_some_and(String::is_empty) {
+                expected.pop();
+            }
+            proptest::prop_assert_eq!(read, expected);
+        }
+    }
 }

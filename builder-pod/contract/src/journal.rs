@@ -14,7 +14,8 @@ pub const MAX_JOURNAL: usize = 1 << 20;
 pub const CHECKPOINT_EVERY: usize = 64 << 10;
 /// Seconds between heartbeats.
 pub const HEARTBEAT_SECONDS: u64 = 20;
-/// Steps that are shown one by one; a longer Dockerfile is refused (the status has to stay below 64 KiB).
+/// Steps that are shown one by one; a longer Dockerfile is refused (the status has to stay below 64 KiB). Folding takes no
+/// more of them either, so that a line costs no more than its length, whatever was written before it.
 pub const MAX_STEPS: usize = 200;
 /// Bytes of an instruction's text in the journal.
 pub const MAX_INSTRUCTION: usize = 160;
@@ -261,7 +262,9 @@ impl BuildState {
             Event::CourierStarted { attempt } => self.attempt = Some(attempt.clone()),
             Event::SourceFetched { source } => self.source = Some(source.clone()),
             Event::BuilderStarted { isolation } => self.isolation = Some(isolation.clone()),
-            Event::Planned { steps } => self.steps = steps.iter().cloned().map(StepState::pending).collect(),
+            Event::Planned { steps } => {
+                self.steps = steps.iter().take(MAX_STEPS).cloned().map(StepState::pending).collect();
+            }
             Event::Warnings(warnings) => self.warnings = Some(warnings.clone()),
             Event::StepStarted { step } => self.with_step(*step, |s| {
                 s.phase = StepPhase::Running;
@@ -288,6 +291,7 @@ impl BuildState {
             Event::Heartbeat => {}
             Event::Checkpoint { state } => {
                 *self = (**state).clone();
+                self.steps.truncate(MAX_STEPS);
                 self.seq = line.seq;
                 self.gap = false;
             }

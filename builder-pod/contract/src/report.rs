@@ -8,6 +8,14 @@ use crate::text::{tail, truncate};
 /// Bytes of a report at most: the kubelet keeps 4 KiB per container and 12 KiB per pod, and other containers may speak.
 pub const MAX_REPORT: usize = 2048;
 
+/// Bytes of an image's reference at most: what the grammar of names allows (`kiln_registry::name`).
+pub const MAX_REFERENCE: usize = 720;
+/// Bytes of a reason: those that there are have half of it.
+const MAX_REASON: usize = 48;
+/// What message and file keep at the least. JSON writes a control character with six bytes, and six times all of these
+/// and the longest attempt still fit.
+const MIN_TEXT: usize = 72;
+
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -43,20 +51,23 @@ pub struct Pushed {
 }
 
 impl Report {
-    /// JSON of at most [`MAX_REPORT`] bytes: the log tail, then the message, are shortened until it fits.
+    /// JSON of at most [`MAX_REPORT`] bytes: log tail, message and file name are shortened until it fits. What names the
+    /// attempt or the image is never cut; both have their own bounds ([`crate::request::MAX_ATTEMPT`], [`MAX_REFERENCE`]).
     pub fn to_json(&self) -> String {
         let mut report = self.clone();
-        for budget in [1200, 800, 400, 200, 0] {
+        for budget in [1200, 800, 400, 200, MIN_TEXT] {
             let json = serde_json::to_string(&report).unwrap_or_default();
             if json.len() <= MAX_REPORT {
                 return json;
             }
             if let Outcome::Failed(failure) = &mut report.outcome {
                 failure.log_tail = match failure.log_tail.take() {
-                    Some(text) if budget > 0 => Some(tail(&text, budget / 2).to_owned()),
+                    Some(text) if budget > MIN_TEXT => Some(tail(&text, budget / 2).to_owned()),
                     _ => None,
                 };
-                failure.message = truncate(&failure.message, budget.max(120));
+                failure.message = truncate(&failure.message, budget);
+                failure.file = failure.file.take().map(|file| truncate(&file, budget));
+                failure.reason = truncate(&failure.reason, MAX_REASON);
             }
         }
         serde_json::to_string(&report).unwrap_or_default()

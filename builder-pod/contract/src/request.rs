@@ -178,6 +178,8 @@ pub struct Mirror {
 
 /// Bytes of a request at most: a ConfigMap holds 1 MiB, and inline sources are limited to 512 KiB.
 pub const MAX_REQUEST: usize = 1 << 20;
+/// Bytes of an attempt's name: a UID and two numbers have some 60. It is in the report, which has to fit.
+pub const MAX_ATTEMPT: usize = 128;
 
 impl BuildRequest {
     /// Reads a request and checks its version.
@@ -198,6 +200,13 @@ impl BuildRequest {
                 "the request has version {}, this program speaks version {}; operator and builder image must be of one release",
                 request.version,
                 crate::VERSION
+            ));
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b);
+        if request.attempt.len() > MAX_ATTEMPT || !request.attempt.bytes().all(plain) {
+            return Err(format!(
+                "the request's attempt is {:?}; expected at most {MAX_ATTEMPT} letters, digits and - _ . : /",
+                crate::text::truncate(&request.attempt, MAX_ATTEMPT)
             ));
         }
         Ok(request)

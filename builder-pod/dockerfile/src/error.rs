@@ -134,6 +134,14 @@ pub enum ParseErrorKind {
         /// COPY or ADD.
         instruction: &'static str,
     },
+    /// Several heredocs of one COPY or ADD share a name and a long body.
+    #[error("heredoc {name:?} is named again and again: what repeats has more than {limit} bytes in sum")]
+    HeredocRepeated {
+        /// The delimiter.
+        name: String,
+        /// The limit.
+        limit: usize,
+    },
     /// A flag that the instruction does not have.
     #[error("unknown flag: {flag}")]
     UnknownFlag {
@@ -270,6 +278,10 @@ impl ParseError {
         };
         let lines = source.lines().zip(1u32..).skip(first as usize - 1);
         for (line, number) in lines.take_while(|(_, n)| *n <= last) {
+            // Searching costs the length of what is searched for, and a word may be continued over any number of lines.
+            if text.len() > line.len() {
+                continue;
+            }
             if let Some(at) = line.find(text) {
                 return (number, Some(line[..at].chars().count() + 1));
             }
@@ -316,6 +328,7 @@ fn offending_text(kind: &ParseErrorKind) -> Option<String> {
         K::Retries { .. } => Some("--retries".to_owned()),
         K::BadEscape { value } => Some(value.clone()),
         K::UnterminatedHeredoc { .. } => Some("<<".to_owned()),
+        K::HeredocRepeated { name, .. } => Some(name.clone()),
         K::HeredocDelimiter { word, .. } | K::NoEquals { word } => Some(word.clone()),
         K::NotStrings => Some("[".to_owned()),
         K::OnbuildTrigger { trigger } => Some(trigger.clone()),

@@ -55,6 +55,7 @@ impl<'a> Expander<'a> {
             word: String::new(),
             depth: 0,
             bytes: 0,
+            cells: glob::MAX_CELLS,
         };
         let scope = Scope { raw_escapes: self.options.raw_escapes, pattern: false };
         let (text, words) = run.until(None, scope)?;
@@ -126,7 +127,10 @@ struct Run<'a> {
     /// in unquoted text loses what stood before it in the same word when splitting into words.
     word: String,
     depth: usize,
+    /// Bytes of values and of nested words so far.
     bytes: usize,
+    /// Work that is left for patterns.
+    cells: usize,
 }
 
 /// The words of one nesting level.
@@ -184,6 +188,9 @@ impl<'a> Run<'a> {
             return Err(ExpandError::Depth);
         }
         let quotes = !self.rules.options.skip_process_quotes;
+        // Nobody asks for the words of a nested level, and going through a value's characters at each of a hundred levels
+        // would take a hundred times as long as reading it.
+        let split = stop.is_none();
         let mut out = String::new();
         let mut words = Words::default();
         self.word.clear();
@@ -191,12 +198,15 @@ impl<'a> Run<'a> {
             if Some(c) == stop {
                 self.next();
                 self.depth -= 1;
-                return Ok((out, words.finish(&mut self.word)));
+                self.account(out.len())?;
+                return Ok((out, Vec::new()));
             }
             let special = match c {
                 '$' => {
                     let value = self.dollar()?;
-                    value.chars().for_each(|v| words.split_char(&mut self.word, v));
+                    if split {
+                        value.chars().for_each(|v| words.split_char(&mut self.word, v));
+                    }
                     out.push_str(&value);
                     continue;
                 }
@@ -206,24 +216,32 @@ impl<'a> Run<'a> {
                 _ => None,
             };
             if let Some(text) = special {
-                self.word.push_str(&text);
-                words.inside = true;
+                if split {
+                    self.word.push_str(&text);
+                    words.inside = true;
+                }
                 out.push_str(&text);
                 continue;
             }
             self.next();
             if c != self.rules.escape {
-                words.split_char(&mut self.word, c);
+                if split {
+                    words.split_char(&mut self.word, c);
+                }
                 out.push(c);
                 continue;
             }
             if scope.raw_escapes {
-                words.raw_char(&mut self.word, c);
+                if split {
+                    words.raw_char(&mut self.word, c);
+                }
                 out.push(c);
             }
             // An escape at the end escapes nothing and is dropped.
             let Some(escaped) = self.next() else { break };
-            words.raw_char(&mut self.word, escaped);
+            if split {
+                words.raw_char(&mut self.word, escaped);
+            }
             out.push(escaped);
         }
         self.depth -= 1;
@@ -367,9 +385,9 @@ impl<'a> Run<'a> {
                     None => (word.as_str(), false),
                 };
                 let trimmed = if modifier == '%' {
-                    glob::trim_suffix(pattern, &value, greedy)
+                    glob::trim_suffix(pattern, &value, greedy, &mut self.cells)
                 } else {
-                    glob::trim_prefix(pattern, &value, greedy)
+                    glob::trim_prefix(pattern, &value, greedy, &mut self.cells)
                 };
                 trimmed.map_err(|source| ExpandError::Pattern { pattern: pattern.to_owned(), source })
             }
@@ -387,9 +405,9 @@ impl<'a> Run<'a> {
         }
         let value = value.unwrap_or_default();
         let replaced = if all {
-            glob::replace_all(&pattern, &value, &replacement)
+            glob::replace_all(&pattern, &value, &replacement, &mut self.cells)
         } else {
-            glob::replace_first(&pattern, &value, &replacement)
+            glob::replace_first(&pattern, &value, &replacement, &mut self.cells)
         };
         let replaced = replaced.map_err(|source| ExpandError::Pattern { pattern, source })?;
         self.account(replaced.len())?;

@@ -9,7 +9,7 @@ use crate::glob::PatternError;
 /// `${a:-${b:-...}}` nested deeper than this is an error: each level costs stack.
 pub(crate) const MAX_DEPTH: usize = 100;
 
-/// Bytes that the values put into one word may sum up to. ENV can double a value on every line, so
+/// Bytes that the values put into one word and the words nested in it may sum up to. ENV can double a value on every line, so
 /// without a bound forty lines would fill the memory. A heredoc body is one word too, hence not smaller.
 pub(crate) const MAX_VALUE_BYTES: usize = 16 << 20;
 

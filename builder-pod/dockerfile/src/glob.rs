@@ -2,9 +2,9 @@
 
 use thiserror::Error;
 
-/// Pattern length times value length that is still worked through. Real patterns are a few characters;
-/// this bounds one substitution to well under a second.
-const MAX_CELLS: usize = 1 << 26;
+/// Pattern length times value length, summed over the substitutions of one word, that is still worked through. Real
+/// patterns are a few characters; this bounds a word to well under a second, however many substitutions are in it.
+pub(crate) const MAX_CELLS: usize = 1 << 25;
 
 /// Bytes that a replacement of all matches may grow to; the same bound as for a whole expanded word.
 const MAX_RESULT_BYTES: usize = 16 << 20;
@@ -54,10 +54,16 @@ fn tokens(pattern: impl Iterator<Item = char>) -> Result<Vec<Token>, PatternErro
 /// For every start in `value`, where the match from there ends ([`NONE`] for no match): the furthest
 /// end when `greedy`, the nearest otherwise. Works backwards through the pattern, one row at a time.
 /// Wildcards do not cross a line feed.
-fn ends(tokens: &[Token], value: &[char], greedy: bool) -> Result<Vec<usize>, PatternError> {
-    if tokens.len().saturating_mul(value.len() + 1) > MAX_CELLS {
-        return Err(PatternError::TooLong);
-    }
+/// The work is taken from `cells`.
+fn ends(
+    tokens: &[Token],
+    value: &[char],
+    greedy: bool,
+    cells: &mut usize,
+) -> Result<Vec<usize>, PatternError> {
+    // A row is made even for an empty pattern.
+    let work = (tokens.len() + 1).saturating_mul(value.len() + 1);
+    *cells = cells.checked_sub(work).ok_or(PatternError::TooLong)?;
     let mut row: Vec<usize> = (0..=value.len()).collect();
     for token in tokens.iter().rev() {
         match token {
@@ -93,15 +99,25 @@ fn shift(row: &mut [usize], value: &[char], fits: impl Fn(char) -> bool) {
 }
 
 /// `value` without the shortest (`greedy`: longest) prefix that matches `pattern`.
-pub(crate) fn trim_prefix(pattern: &str, value: &str, greedy: bool) -> Result<String, PatternError> {
+pub(crate) fn trim_prefix(
+    pattern: &str,
+    value: &str,
+    greedy: bool,
+    cells: &mut usize,
+) -> Result<String, PatternError> {
     let value: Vec<char> = value.chars().collect();
-    let end = ends(&tokens(pattern.chars())?, &value, greedy)?.first().copied();
+    let end = ends(&tokens(pattern.chars())?, &value, greedy, cells)?.first().copied();
     Ok(value[end.filter(|e| *e != NONE).unwrap_or(0)..].iter().collect())
 }
 
 /// `value` without the shortest (`greedy`: longest) suffix that matches `pattern`: the prefix rule on
 /// both reversed, escapes kept before what they escape.
-pub(crate) fn trim_suffix(pattern: &str, value: &str, greedy: bool) -> Result<String, PatternError> {
+pub(crate) fn trim_suffix(
+    pattern: &str,
+    value: &str,
+    greedy: bool,
+    cells: &mut usize,
+) -> Result<String, PatternError> {
     let mut reversed: Vec<char> = Vec::with_capacity(pattern.len());
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {
@@ -111,15 +127,20 @@ pub(crate) fn trim_suffix(pattern: &str, value: &str, greedy: bool) -> Result<St
     }
     // `\x` went in as `x\`, so reading backwards gives `\x` again.
     let mut value: Vec<char> = value.chars().rev().collect();
-    let end = ends(&tokens(reversed.into_iter().rev())?, &value, greedy)?.first().copied();
+    let end = ends(&tokens(reversed.into_iter().rev())?, &value, greedy, cells)?.first().copied();
     value.drain(..end.filter(|e| *e != NONE).unwrap_or(0));
     Ok(value.into_iter().rev().collect())
 }
 
 /// Replaces the first longest match of `pattern` by `replacement`, taken literally.
-pub(crate) fn replace_first(pattern: &str, value: &str, replacement: &str) -> Result<String, PatternError> {
+pub(crate) fn replace_first(
+    pattern: &str,
+    value: &str,
+    replacement: &str,
+    cells: &mut usize,
+) -> Result<String, PatternError> {
     let value: Vec<char> = value.chars().collect();
-    let ends = ends(&tokens(pattern.chars())?, &value, true)?;
+    let ends = ends(&tokens(pattern.chars())?, &value, true, cells)?;
     let Some((start, end)) = ends.iter().enumerate().find(|(_, e)| **e != NONE) else {
         return Ok(value.into_iter().collect());
     };
@@ -131,9 +152,14 @@ pub(crate) fn replace_first(pattern: &str, value: &str, replacement: &str) -> Re
 
 /// Replaces every longest match. In `replacement`, `$0` and `${0}` stand for the match, `$$` for `$`,
 /// and any other `$name` for nothing (the reference takes it as a template).
-pub(crate) fn replace_all(pattern: &str, value: &str, replacement: &str) -> Result<String, PatternError> {
+pub(crate) fn replace_all(
+    pattern: &str,
+    value: &str,
+    replacement: &str,
+    cells: &mut usize,
+) -> Result<String, PatternError> {
     let value: Vec<char> = value.chars().collect();
-    let ends = ends(&tokens(pattern.chars())?, &value, true)?;
+    let ends = ends(&tokens(pattern.chars())?, &value, true, cells)?;
     let parts = template(replacement);
     let mut out = String::new();
     let mut copied = 0;
@@ -208,6 +234,22 @@ fn template(replacement: &str) -> Vec<Part<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn trim_prefix(pattern: &str, value: &str, greedy: bool) -> Result<String, PatternError> {
+        super::trim_prefix(pattern, value, greedy, &mut MAX_CELLS.clone())
+    }
+
+    fn trim_suffix(pattern: &str, value: &str, greedy: bool) -> Result<String, PatternError> {
+        super::trim_suffix(pattern, value, greedy, &mut MAX_CELLS.clone())
+    }
+
+    fn replace_first(pattern: &str, value: &str, replacement: &str) -> Result<String, PatternError> {
+        super::replace_first(pattern, value, replacement, &mut MAX_CELLS.clone())
+    }
+
+    fn replace_all(pattern: &str, value: &str, replacement: &str) -> Result<String, PatternError> {
+        super::replace_all(pattern, value, replacement, &mut MAX_CELLS.clone())
+    }
 
     #[test]
     fn prefixes_and_suffixes() {

@@ -1,7 +1,7 @@
 //! Heredocs: finding `<<NAME` words on a line and reading what they stand for.
 
 use crate::error::ParseErrorKind;
-use crate::expand::{ExpandOptions, Expander};
+use crate::expand::{ExpandError, ExpandOptions, Expander};
 use crate::text::is_regex_space;
 
 /// A here-document of RUN, COPY or ADD.
@@ -23,7 +23,12 @@ impl Heredoc {
     /// The content after `<<-` has dropped leading tabs, where asked for.
     #[must_use]
     pub fn text(&self) -> String {
-        if self.chomp { chomp(&self.content) } else { self.content.clone() }
+        self.text_as(self.chomp)
+    }
+
+    /// The content with or without leading tabs.
+    pub(crate) fn text_as(&self, without_tabs: bool) -> String {
+        if without_tabs { chomp(&self.content) } else { self.content.clone() }
     }
 }
 
@@ -76,7 +81,8 @@ pub fn is_heredoc_word(word: &str) -> bool {
     matches!(heredoc_word(word), Ok(Some(_)))
 }
 
-/// All heredocs that a logical line opens, in order. A line whose quotes do not close has none.
+/// All heredocs that a logical line opens, in order. A line whose quotes do not close has none, as in the reference; one
+/// that is beyond our own limits is refused rather than taken for one without.
 pub(crate) fn heredocs_of_line(line: &str) -> Result<Vec<Heredoc>, ParseErrorKind> {
     let options = ExpandOptions {
         raw_quotes: true,
@@ -84,7 +90,15 @@ pub(crate) fn heredocs_of_line(line: &str) -> Result<Vec<Heredoc>, ParseErrorKin
         skip_unset_env: true,
         ..ExpandOptions::default()
     };
-    let words = lexer(options).words(line).unwrap_or_default();
+    let words = match lexer(options).words(line) {
+        Ok(words) => words,
+        Err(source @ (ExpandError::Depth | ExpandError::Size)) => {
+            // Enough to find the place.
+            let word = line.chars().take(60).collect();
+            return Err(ParseErrorKind::HeredocDelimiter { word, source });
+        }
+        Err(_) => Vec::new(),
+    };
     let mut found = Vec::new();
     for word in words {
         found.extend(heredoc_word(&word)?);

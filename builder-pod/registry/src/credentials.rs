@@ -288,6 +288,25 @@ mod tests {
         assert!(!remarks.contains("hunter2"), "{remarks}");
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config::with_cases(100))]
+        /// Whatever a file holds: no panic, and no login for another host than asked for.
+        #[test]
+        fn any_file_is_survived(
+            key in "(https?://)?(reg.io|reg.iox|x.reg.io|reg.io:1)?(/v[12]?/?)?(/?[a-z]{0,4}/?){0,2}|\\PC{0,9}",
+            auth in "[A-Za-z0-9+/=]{0,12}|\\PC{0,9}",
+            text in "\\PC*",
+        ) {
+            let dir = tempfile::tempdir().expect("tempdir");
+            let config = serde_json::json!({"auths": {(key.as_str()): {"auth": auth}}}).to_string();
+            let files = vec![write(dir.path(), "a", &config), write(dir.path(), "b", &text)];
+            let found = Credentials::files(files, "the test").lookup("reg.io", "team/app");
+            let bare = key.trim_start_matches("https://").trim_start_matches("http://");
+            let host = bare.split('/').next().unwrap_or_default();
+            proptest::prop_assert!(found.logins.is_empty() || host == "reg.io", "{} for {}", found.logins.len(), key);
+        }
+    }
+
     #[test]
     fn files_are_read_anew_each_time() {
         let dir = tempfile::tempdir().expect("tempdir");

@@ -174,6 +174,35 @@ mod tests {
         assert!(error.contains("linux/amd64") && error.contains("linux/arm64"), "{error}");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_document_is_one_or_an_error(
+            version in "[012]|2.0|-1|\"2\"|null",
+            fields in proptest::collection::vec(("manifests|layers|config|mediaType|[a-z]{1,3}", "\\[\\]|\\{\\}|null|1|\"[a-z]*\"|BLOB|\\[BLOB\\]|\\[BLOB,BLOB\\]"), 0..5),
+            size in "-1|1e3|[0-9]{1,21}",
+            digest in "sha256:a{64}|sha256:[a-f/.]{0,9}|",
+            text in "\\PC*",
+        ) {
+            let blob = format!("{{\"mediaType\":\"m\",\"digest\":\"{digest}\",\"size\":{size},\"platform\":{{\"os\":\"linux\",\"architecture\":\"amd64\"}}}}");
+            let fields: String = fields.iter().map(|(k, v)| format!(",\"{k}\":{}", v.replace("BLOB", &blob))).collect();
+            match run(&format!("{{\"schemaVersion\":{version}{fields}}}")) {
+                Ok(Parsed::Index { chosen }) => proptest::prop_assert!(is_digest(&chosen.digest)),
+                Ok(Parsed::Manifest { config, layers, .. }) => {
+                    proptest::prop_assert!(layers.iter().chain([&config]).all(|b| is_digest(&b.digest)));
+                }
+                Err(_) => {}
+            }
+            let _ = run(&text);
+        }
+    }
+
+    #[test]
+    fn brackets_in_any_number_are_refused() {
+        for bad in ["[".repeat(MAX_MANIFEST), "{\"a\":".repeat(1 << 20), "{\"manifests\":[".repeat(1 << 18)] {
+            assert!(run(&bad).is_err());
+        }
+    }
+
     #[test]
     fn ambiguous_and_old_documents_are_refused() {
         for bad in [

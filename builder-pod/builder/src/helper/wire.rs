@@ -145,6 +145,29 @@ mod tests {
 
     use super::*;
 
+    proptest::proptest! {
+        /// The other side may be anything: what it says is understood or an error, and no descriptor of it stays open.
+        #[test]
+        fn any_packet_is_a_word_or_an_error(bytes in "[{}\\[\\]\":,A-Za-z0-9]*|\\PC*", fds in 0usize..6) {
+            let (here, there) =
+                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(6))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let many = vec![here.as_fd(); fds];
+            proptest::prop_assert!(many.is_empty() || control.push(SendAncillaryMessage::ScmRights(&many)));
+            let bytes = &bytes.as_bytes()[..bytes.len().min(MAX_PACKET)];
+            rustix::net::sendmsg(&here, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+            if let Some((got, fds)) = receive(&there).unwrap() {
+                proptest::prop_assert_eq!(&got, bytes);
+                proptest::prop_assert!(fds.len() <= 6);
+            }
+            send(&here, bytes, &[]).unwrap();
+            let _ = receive_hello(&there);
+            let _ = serde_json::from_slice::<Request>(bytes);
+            let _ = serde_json::from_slice::<Reply>(bytes);
+        }
+    }
+
     #[test]
     fn descriptors_travel_with_a_packet() {
         let (here, there) =

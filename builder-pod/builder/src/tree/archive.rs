@@ -4,7 +4,6 @@
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::TreeError;
 use super::apply::{MakeParents, destination};
 use super::at;
 use super::decompress::{Format, MAX_UNPACKED, Measured, decompress};
@@ -12,6 +11,7 @@ use super::place::{Placer, Rules};
 use super::tar_read::{TarEntry, TarReader, checksum_fits, read_error};
 use super::unpack::mapped;
 use super::walk::walk;
+use super::{Survey, TreeError};
 use crate::engine::{Destination, Owner};
 
 /// Bytes that tell whether something is an archive: with the largest block of any format (bzip2: 900 kB) in them, the
@@ -69,6 +69,24 @@ pub(super) fn unpack_into(
         TreeError::Image { message } => TreeError::user(message),
         error => error,
     })
+}
+
+/// Reads an archive to its end and writes nothing.
+pub(super) fn survey(archive: impl Read, limit: u64) -> Result<Survey, TreeError> {
+    let mut input = BufReader::new(archive);
+    let start = io::BufRead::fill_buf(&mut input).map_err(read_error)?;
+    is_archive(start);
+    let format = Format::of(start);
+    let mut tar = TarReader::new(Measured::new(decompress(format, input)?, limit));
+    let mut found = Survey::default();
+    while let Some(entry) = tar.next()? {
+        found.entries += 1;
+        found.longest_path = found.longest_path.max(entry.path.len()).max(entry.link.len());
+        at::clean(&entry.path);
+        io::copy(&mut tar, &mut io::sink()).map_err(read_error)?;
+    }
+    found.bytes = tar.drain()?.finish().1;
+    Ok(found)
 }
 
 /// An archive of the build context.

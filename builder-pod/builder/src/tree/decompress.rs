@@ -78,7 +78,7 @@ pub(super) fn decompress<'a>(
             decoder.window_log_max(MAX_WINDOW_LOG).map_err(read_error)?;
             Box::new(decoder)
         }
-        Format::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
+        Format::Bzip2 => Box::new(Bzip2::new(input)),
         Format::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(input, true, MAX_XZ_MEMORY)),
     })
 }
@@ -104,6 +104,52 @@ pub(super) fn layer_tar<'a>(blob: impl Read + 'a) -> Result<Measured<Box<dyn Rea
         format => format,
     };
     Ok(Measured::new(decompress(format, input)?, MAX_UNPACKED))
+}
+
+/// The streams of a bzip2 file, one after the other. Each costs its decoder's four megabytes of memory anew, which a
+/// stream of fourteen bytes can ask for, so that streams have to bring something.
+struct Bzip2<R: BufRead> {
+    /// `None` after the last, and after an error.
+    decoder: Option<bzip2::bufread::BzDecoder<R>>,
+    streams: u64,
+    out: u64,
+}
+
+/// Streams that may be short.
+const SHORT_STREAMS: u64 = 500;
+/// Bytes that each of the others brings: parallel compressors make streams of 900 kB.
+const STREAM_BYTES: u64 = 4096;
+
+impl<R: BufRead> Bzip2<R> {
+    fn new(input: R) -> Self {
+        Self { decoder: Some(bzip2::bufread::BzDecoder::new(input)), streams: 1, out: 0 }
+    }
+}
+
+impl<R: BufRead> Read for Bzip2<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(mut decoder) = self.decoder.take() {
+            let got = decoder.read(buffer)?;
+            self.out += got as u64;
+            if got > 0 || buffer.is_empty() {
+                self.decoder = Some(decoder);
+                return Ok(got);
+            }
+            let mut input = decoder.into_inner();
+            if input.fill_buf()?.is_empty() {
+                break;
+            }
+            self.streams += 1;
+            if self.streams > SHORT_STREAMS + self.out / STREAM_BYTES {
+                return Err(io::Error::other(format!(
+                    "it has {} bzip2 streams with {} bytes in all, fewer than {STREAM_BYTES} for each",
+                    self.streams, self.out
+                )));
+            }
+            self.decoder = Some(bzip2::bufread::BzDecoder::new(input));
+        }
+        Ok(0)
+    }
 }
 
 /// A reader that counts, hashes and stops at a limit.

@@ -76,3 +76,24 @@ pub fn remove(trees: BorrowedFd<'_>, name: &str) -> Result<(), TreeError> {
     let trees = at::open_dir(trees, b"").map_err(|e| TreeError::io("opening", name, e))?;
     remove::remove_all(std::os::fd::AsFd::as_fd(&trees), name.as_bytes())
 }
+
+/// What [`survey`] found in an archive.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[doc(hidden)]
+pub struct Survey {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes, decompressed.
+    pub bytes: u64,
+    /// Bytes of the longest name or target.
+    pub longest_path: usize,
+}
+
+/// Reads an archive to its end and writes nothing: what the fuzzer reaches of the readers.
+///
+/// # Errors
+/// As [`unpack`], and past `limit` bytes.
+#[doc(hidden)]
+pub fn survey(archive: impl std::io::Read, limit: u64) -> Result<Survey, TreeError> {
+    archive::survey(archive, limit)
+}

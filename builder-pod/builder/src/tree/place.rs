@@ -195,7 +195,8 @@ impl<'a> Placer<'a> {
         if there.is_some() && !merge {
             if was_dir {
                 self.last = None;
-                self.times.map.retain(|other, _| !is_below(other, &full));
+                self.times.map.remove(&full);
+                remove_below(&mut self.times.map, &full);
             }
             remove_all(dir.as_fd(), name)?;
         }
@@ -301,9 +302,15 @@ impl<'a> Placer<'a> {
     }
 }
 
-/// Whether `path` is `above` or is in it.
-pub(super) fn is_below(path: &[u8], above: &[u8]) -> bool {
-    path.strip_prefix(above).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+/// Removes what is below `path`. The keys are in order, so that only those are looked at: this is asked for every entry.
+pub(super) fn remove_below<V>(map: &mut BTreeMap<Vec<u8>, V>, path: &[u8]) {
+    let from = [path, b"/"].concat();
+    while let Some(key) = map.range(from.clone()..).next().map(|(key, _)| key.clone()) {
+        if !key.starts_with(&from) {
+            break;
+        }
+        map.remove(&key);
+    }
 }
 
 /// `user.*` attributes, where the file system has them. Never `user.overlay.*`: those would speak to overlayfs.

@@ -2,6 +2,7 @@
 //! `archive/tar` (which Docker and containerd use): a PAX size counts for the entry that it describes and for nothing
 //! else, header-only types carry no data, a later record wins. Bounded: nothing is held but one extended header.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 
 use super::TreeError;
@@ -10,6 +11,9 @@ use super::at::{MAX_ENTRIES, MAX_PATH};
 const BLOCK: usize = 512;
 /// Longest extended header or long name: Go's own limit (archive/tar, `maxSpecialFileSize`).
 const MAX_EXTENDED: u64 = 1 << 20;
+
+/// Largest content of an entry: Go's sizes and offsets are signed, and so are the kernel's.
+const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +121,16 @@ impl<R: Read> TarReader<R> {
         for (key, value) in extended.pax {
             apply_pax(&mut entry, &key, value)?;
         }
+        // A later record wins. Once for all: a header of 1 MiB has room for fifty thousand of them.
+        let mut seen = HashSet::new();
+        let mut last = Vec::new();
+        while let Some((name, value)) = entry.xattrs.pop() {
+            if seen.insert(name.clone()) {
+                last.push((name, value));
+            }
+        }
+        last.reverse();
+        entry.xattrs = last;
         if let Some(name) = extended.name {
             entry.path = name;
         }
@@ -137,6 +151,12 @@ impl<R: Read> TarReader<R> {
                     path.len()
                 )));
             }
+        }
+        if entry.size > MAX_SIZE {
+            return Err(bad(format_args!(
+                "an entry of {} bytes; at most {MAX_SIZE} are allowed",
+                entry.size
+            )));
         }
         self.left = entry.size;
         self.pad = padding(entry.size);
@@ -364,7 +384,6 @@ fn apply_pax(entry: &mut TarEntry, key: &[u8], value: Vec<u8>) -> Result<(), Tre
         key if key.starts_with(b"GNU.sparse.") => return Err(sparse()),
         key => {
             if let Some(name) = key.strip_prefix(b"SCHILY.xattr.".as_slice()) {
-                entry.xattrs.retain(|(other, _)| other != name);
                 entry.xattrs.push((name.to_vec(), value));
             }
         }

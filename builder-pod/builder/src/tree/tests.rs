@@ -12,6 +12,7 @@ use super::tar_read::TarReader;
 
 mod adding;
 mod attacks;
+mod bounds;
 mod copying;
 mod diffing;
 mod round_trip;

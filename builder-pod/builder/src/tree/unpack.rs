@@ -1,6 +1,6 @@
 //! From a layer's blob to a tree: entries are placed in the tree whatever their names say, whiteouts become overlayfs's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::TreeError;
 use super::at::{self, Meta};
 use super::decompress;
-use super::place::{MAX_HELD, Placer, Rules, is_below};
+use super::place::{MAX_HELD, Placer, Rules, remove_below};
 use super::tar_read::{TarEntry, TarReader};
 use crate::engine::{Owner, Unpacked};
 
@@ -31,7 +31,7 @@ const AUFS: &[u8] = b".wh..wh.";
 pub fn unpack(blob: File, media_type: &str, dest: BorrowedFd<'_>) -> Result<Unpacked, TreeError> {
     decompress::check_media_type(media_type)?;
     let mut tar = TarReader::new(decompress::layer_tar(blob)?);
-    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeSet::new(), held: 0 };
+    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeMap::new(), held: 0 };
     let mut placer = Placer::new(dest);
     while let Some(entry) = tar.next()? {
         layer.entry(&mut placer, &entry, &mut tar).map_err(TreeError::of_image)?;
@@ -48,7 +48,7 @@ pub fn unpack(blob: File, media_type: &str, dest: BorrowedFd<'_>) -> Result<Unpa
         diff_id,
         size,
         // A parent whose name is not text keeps the attributes that it was made with.
-        implied: layer.implied.into_iter().filter_map(|path| String::from_utf8(path).ok()).collect(),
+        implied: layer.implied.into_keys().filter_map(|path| String::from_utf8(path).ok()).collect(),
         links: layer
             .links
             .into_iter()
@@ -62,7 +62,7 @@ struct Layer {
     /// Hardlinks whose target this layer has not (path, target).
     links: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Directories made for entries in them.
-    implied: BTreeSet<Vec<u8>>,
+    implied: BTreeMap<Vec<u8>, ()>,
     /// Bytes of paths in `links`.
     held: usize,
 }
@@ -103,15 +103,15 @@ impl Rules for Layer {
     }
 
     fn parent_made(&mut self, path: &[u8]) {
-        self.implied.insert(path.to_vec());
+        self.implied.insert(path.to_vec(), ());
     }
 
     fn replaced(&mut self, path: &[u8], whole: bool) {
         self.implied.remove(path);
         self.links.remove(path);
         if whole {
-            self.implied.retain(|other| !is_below(other, path));
-            self.links.retain(|other, _| !is_below(other, path));
+            remove_below(&mut self.implied, path);
+            remove_below(&mut self.links, path);
         }
     }
 

@@ -12,6 +12,9 @@ use super::at;
 
 /// Most links followed for one path: the kernel's own limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+/// Most components followed for one path, those of links among them: the deepest directory, and as much again on the way.
+/// Forty links of a thousand `x/..` each would make every entry of a small archive cost tens of thousands of system calls.
+const MAX_COMPONENTS: usize = 2 * at::MAX_DEPTH + 224;
 
 /// Where a path leads.
 #[derive(Debug)]
@@ -81,9 +84,14 @@ pub(super) fn walk(
     let mut done: Vec<Vec<u8>> = Vec::new();
     let mut here = start()?;
     let mut links = 0;
+    let mut components = 0;
     // How many components at the front of `rest` come from links.
     let mut from_links = 0usize;
     while let Some(part) = rest.pop_front() {
+        components += 1;
+        if components > MAX_COMPONENTS {
+            return Err(failed(Errno::LOOP));
+        }
         let by_link = from_links > 0;
         from_links = from_links.saturating_sub(1);
         if part == b".." {

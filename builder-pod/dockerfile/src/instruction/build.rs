@@ -1,5 +1,7 @@
 //! From syntax nodes to typed instructions.
 
+use std::collections::{HashMap, HashSet};
+
 use super::flags::{FlagError, Flags, Takes};
 use super::health::{Healthcheck, interval};
 use super::{
@@ -8,11 +10,15 @@ use super::{
 };
 use crate::dockerfile::Stage;
 use crate::error::{ParseError, ParseErrorKind};
-use crate::heredoc::heredoc_word;
+use crate::heredoc::{Heredoc, heredoc_word};
 use crate::parse::Node;
 use crate::text::is_regex_space;
 
 use Takes::{Switch, Value, Values};
+
+/// Bytes that the bodies of heredocs which share a name may have in sum beyond the first: each word gets its own copy,
+/// so a long body named often would take memory by the product. Nobody means to write a file twice.
+const MAX_REPEATED_BYTES: usize = 64 << 10;
 
 type Known = &'static [(&'static str, Takes)];
 
@@ -165,13 +171,19 @@ fn pairs(node: &Node, name: &'static str) -> Result<Vec<KeyValue>, FlagError> {
 /// ARG does not look at its flags.
 fn arg(node: &Node) -> Result<Vec<Arg>, FlagError> {
     at_least_one(node, "ARG")?;
+    // By their first word, once for all: there may be as many comments as arguments.
+    let mut docs: HashMap<&str, &str> = HashMap::new();
+    for (name, rest) in node.comments.iter().filter_map(|c| c.split_once(' ')) {
+        docs.entry(name).or_insert(rest);
+    }
     let read = |word: &String| {
         let (key, value) = match word.split_once('=') {
             Some(("", _)) => return Err(ParseErrorKind::BlankName { instruction: "ARG" }.into()),
             Some((key, value)) => (key, Some(value.to_owned())),
             None => (word.as_str(), None),
         };
-        Ok(Arg { key: key.to_owned(), value, doc: doc(&node.comments, key) })
+        let doc = docs.get(key).filter(|rest| !key.is_empty() && !rest.is_empty());
+        Ok(Arg { key: key.to_owned(), value, doc: doc.map(|rest| (*rest).to_owned()) })
     };
     node.args.iter().map(read).collect()
 }
@@ -191,14 +203,23 @@ fn transfer(node: &Node, name: &'static str) -> Result<Transfer, ParseErrorKind>
         return Err(ParseErrorKind::HeredocDestination { instruction: name });
     }
     let mut out = Transfer { sources: Vec::new(), heredocs: Vec::new(), dest: dest.clone() };
+    // Of two heredocs with one name the last gives the content of both.
+    let bodies: HashMap<&str, &Heredoc> = node.heredocs.iter().map(|h| (h.name.as_str(), h)).collect();
+    let mut seen = HashSet::new();
+    let mut repeated = 0;
     for source in sources {
         let Some(word) = heredoc(source) else {
             out.sources.push(source.clone());
             continue;
         };
-        // Of two heredocs with one name the last gives the content of both.
-        let body = node.heredocs.iter().rev().find(|h| h.name == word.name);
-        let data = body.map(|h| crate::Heredoc { chomp: word.chomp, ..h.clone() }.text()).unwrap_or_default();
+        let body = bodies.get(word.name.as_str());
+        if !seen.insert(word.name.clone()) {
+            repeated += body.map_or(0, |h| h.content.len());
+            if repeated > MAX_REPEATED_BYTES {
+                return Err(ParseErrorKind::HeredocRepeated { name: word.name, limit: MAX_REPEATED_BYTES });
+            }
+        }
+        let data = body.map(|h| h.text_as(word.chomp)).unwrap_or_default();
         out.heredocs.push(InlineFile { path: word.name, data, expand: word.expand });
     }
     Ok(out)

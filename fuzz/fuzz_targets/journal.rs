@@ -1,0 +1,4 @@
+//! libFuzzer over the target "journal" of `kiln_fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kiln_fuzz::run("journal", bytes));
