@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_secret_that_the_service_account_does_not_list_is_named_with_the_remedy() {
-        use crate::image_build::testing::desired;
+        use crate::image_build::testing::{blueprint, desired};
         use crate::image_build::validate::{Buildable, Given};
         let desired = desired("v1:a");
         let Buildable::Yes(mut build) = desired.buildable.clone() else { panic!("not buildable") };
@@ -304,17 +304,7 @@ mod tests {
         let (owner, config) = (Default::default(), Config::parse("builderImage: b").expect("it is good"));
         let failure = |listed: Value| {
             let account = serde_json::from_value(json!({"secrets": listed})).expect("an account");
-            let blueprint = Blueprint {
-                object: "app",
-                namespace: "ns",
-                owner: &owner,
-                name: "app-1",
-                attempt: "u-1-1",
-                build: &build,
-                desired: &desired,
-                secrets: &[],
-                config: &config,
-            };
+            let blueprint = blueprint(&desired, &build, &owner, &config);
             not_listed(&account, &blueprint)
         };
         assert_eq!(failure(json!([{"name": "npm"}, {"name": "both"}, {"name": "git"}, {"name": "x"}])), None);

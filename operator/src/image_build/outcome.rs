@@ -1,7 +1,7 @@
 //! How an attempt ended. A valid report decides; without one the journal, then the pod, then its containers. Pure.
 
 use kiln_contract::journal::BuildState;
-use kiln_contract::report::{Outcome, Pushed, Report};
+use kiln_contract::report::{Outcome, Report};
 use kiln_contract::{Failure, FailureClass, reason};
 
 use super::observe::{ContainerView, PodView};
@@ -41,14 +41,6 @@ pub fn outcome(attempt: &str, pod: Option<&PodView>, journal: Option<&BuildState
             pod_fault(pod, &base).unwrap_or(base)
         }
     })
-}
-
-/// The image that a report or the journal says was tagged.
-pub fn succeeded(outcome: &Outcome) -> Option<&Pushed> {
-    match outcome {
-        Outcome::Succeeded(image) => Some(image),
-        Outcome::Failed(_) => None,
-    }
 }
 
 /// The courier's report. One from before a restart comes first: what follows only says that there was a restart.
@@ -139,6 +131,15 @@ fn ended_without_report(pod: &PodView) -> String {
 mod tests {
     use super::*;
     use crate::image_build::observe::Terminated;
+    use kiln_contract::report::Pushed;
+
+    /// The image that was tagged.
+    fn succeeded(outcome: &Outcome) -> Option<&Pushed> {
+        match outcome {
+            Outcome::Succeeded(image) => Some(image),
+            Outcome::Failed(_) => None,
+        }
+    }
 
     fn pushed() -> Pushed {
         Pushed { reference: "r:1".into(), digest: "sha256:1".into(), size: 1 }

@@ -70,9 +70,8 @@ mod tests {
     use kiln_contract::source::Oci;
     use serde_json::{Value, json};
 
-    use super::*;
     use crate::config::Config;
-    use crate::image_build::testing::desired;
+    use crate::image_build::testing::{blueprint, desired};
     use crate::image_build::validate::Buildable;
 
     #[test]
@@ -84,17 +83,7 @@ mod tests {
         let build = build.clone();
         let config = Config::parse("builderImage: b:1\nsourceImage: s:1").expect("it is good");
         let owner = OwnerReference::default();
-        let blueprint = Blueprint {
-            object: "app",
-            namespace: "ns",
-            owner: &owner,
-            name: "app-1",
-            attempt: "u-1-1",
-            build: &build,
-            desired: &desired,
-            secrets: &[],
-            config: &config,
-        };
+        let blueprint = blueprint(&desired, &build, &owner, &config);
         let spec = serde_json::to_value(blueprint.pod().spec).expect("JSON");
         let mounts = |container: &Value| -> Vec<String> {
             let all = container["volumeMounts"].as_array().cloned().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::image_build::deviation::deviation;
-use crate::image_build::testing::desired;
+use crate::image_build::testing::{blueprint, desired};
 use crate::image_build::validate::Buildable;
 
 fn make(isolation: Isolation, more: &str, secrets: &[String]) -> (Pod, ConfigMap) {
@@ -15,17 +15,7 @@ fn make_for(desired: &Desired, more: &str, secrets: &[String]) -> (Pod, ConfigMa
     let Buildable::Yes(build) = desired.buildable.clone() else { panic!("not buildable") };
     let config = Config::parse(&format!("builderImage: b:1\n{more}")).expect("it is good");
     let owner = OwnerReference { uid: "u".into(), name: "app".into(), ..OwnerReference::default() };
-    let blueprint = Blueprint {
-        object: "app",
-        namespace: "ns",
-        owner: &owner,
-        name: "app-1",
-        attempt: "u-1-1",
-        build: &build,
-        desired,
-        secrets,
-        config: &config,
-    };
+    let blueprint = Blueprint { secrets, ..blueprint(desired, &build, &owner, &config) };
     (blueprint.pod(), blueprint.request())
 }
 

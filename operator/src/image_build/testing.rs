@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kiln_api::ImageBuildStatus;
 use kiln_api::v1alpha1::{HistoryEntry, RunResult, SourceStatus};
 use kiln_contract::journal::{BuildState, Event, Line, PlannedStep};
@@ -11,11 +11,14 @@ use kiln_contract::report::{Outcome, Pushed, Report};
 use kiln_contract::request::{Isolation, Source};
 use kiln_contract::{Failure, FailureClass};
 
+use crate::config::Config;
+
 use super::conditions;
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
 use super::lifecycle::{Finish, finish_run};
 use super::names;
 use super::observe::{ContainerView, PodView, Terminated};
+use super::pod::Blueprint;
 use super::validate::{Build, Buildable, Desired};
 
 /// Seconds after the epoch.
@@ -83,6 +86,26 @@ pub fn desired(digest: &str) -> Desired {
             service_account: "default".into(),
             resources: Default::default(),
         })),
+    }
+}
+
+/// The blueprint of run 1, attempt 1 of `app`.
+pub fn blueprint<'a>(
+    desired: &'a Desired,
+    build: &'a Build,
+    owner: &'a OwnerReference,
+    config: &'a Config,
+) -> Blueprint<'a> {
+    Blueprint {
+        object: "app",
+        namespace: "ns",
+        owner,
+        name: "app-1",
+        attempt: "u-1-1",
+        build,
+        desired,
+        secrets: &[],
+        config,
     }
 }
 
