@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 /// Pod annotation that carries a [`Permit`] as JSON.
 pub const PERMIT_ANNOTATION: &str = "kiln.build/permit";
+/// Pod annotation that says when the [`Permit`] beside it is void at the latest, in Unix seconds by the API server's clock:
+/// for operators, which start no successor before.
+pub const PERMIT_UNTIL_ANNOTATION: &str = "kiln.build/permit-until";
 /// Pod annotation that carries a [`Stop`] as JSON.
 pub const STOP_ANNOTATION: &str = "kiln.build/stop";
 /// Seconds for which a permit is good: long against the 0.1-0.6 s that the volume takes to show it, short against the
@@ -18,7 +21,8 @@ pub struct Permit {
     pub attempt: String,
     /// The manifest that may be tagged.
     pub digest: String,
-    /// Unix seconds after which the permit is void.
+    /// Unix seconds after which the permit is void, by the clock of the attempt's node: the operator counts from the time of
+    /// the journal's last line. So it does not matter how far that clock is from any other.
     pub expires: i64,
 }
 

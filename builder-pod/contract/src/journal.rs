@@ -235,6 +235,9 @@ pub struct BuildState {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// Time of the last line, by the clock of the attempt's node.
+    #[serde(skip)]
+    pub at: String,
     /// Lines were lost and no checkpoint has made up for them yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gap: bool,
@@ -258,6 +261,11 @@ impl BuildState {
             self.gap = true;
         }
         self.seq = line.seq;
+        self.take(line);
+        self.at.clone_from(&line.at);
+    }
+
+    fn take(&mut self, line: &Line) {
         match &line.event {
             Event::CourierStarted { attempt } => self.attempt = Some(attempt.clone()),
             Event::SourceFetched { source } => self.source = Some(source.clone()),

@@ -7,6 +7,7 @@ use kiln_contract::Descriptor;
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::journal::Event;
 use kiln_contract::report::{Outcome, Pushed};
+use kiln_registry::{Error, ImageName};
 
 use crate::control::POLL;
 use crate::failure::{Purpose, internal, of_registry, of_stop};
@@ -73,7 +74,8 @@ async fn tag(
     let references = match &session.target {
         Target::Registry { names, permit } => {
             if *permit {
-                wait_for_permit(session, &composed.digest).await?;
+                // Before the lock: who stops the attempt meanwhile gets it at once.
+                wait_for_permit(session, &composed.digest, true).await?;
             }
             let _tagging = session.tagging.lock().await;
             if session.outcome().is_some() {
@@ -82,14 +84,8 @@ async fn tag(
             let bytes = Bytes::from(composed.bytes.clone());
             let mut moved = Vec::new();
             for name in names {
-                // A stop or the permit's end before the first tag leaves everything as it was; after it, all tags are to
-                // name the same image.
-                if moved.is_empty() {
-                    may_tag(session, *permit, &composed.digest)?;
-                }
-                let tag = name.tag().unwrap_or("latest");
-                let put = session.client.put_manifest(name, tag, MANIFEST, &bytes).await;
-                put.map_err(|e| of_registry(&e, Purpose::Push))?;
+                // A stop before the first tag leaves everything as it was; after it, all tags are to name the same image.
+                move_tag(session, name, *permit, &composed.digest, &bytes, moved.is_empty()).await?;
                 moved.push(name.to_string());
             }
             session.end(Outcome::Succeeded(image.clone()))?;
@@ -106,29 +102,45 @@ async fn tag(
     Ok((composed.digest.clone(), references))
 }
 
-fn may_tag(session: &Session, permit: bool, digest: &str) -> Result<(), Failure> {
-    if let Some(word) = session.control.stop().or_else(|| session.stop.borrow().clone()) {
-        return Err(of_stop(&word));
+/// Moves one tag, for as long as there is leave to; with new leave it goes on where the old one ended.
+async fn move_tag(
+    session: &Session,
+    name: &ImageName,
+    permit: bool,
+    digest: &str,
+    bytes: &Bytes,
+    first: bool,
+) -> Result<(), Failure> {
+    let may = || !permit || session.control.permits(digest);
+    loop {
+        if permit {
+            wait_for_permit(session, digest, first).await?;
+        }
+        if let Some(word) = session.stop.borrow().clone().filter(|_| first) {
+            return Err(of_stop(&word));
+        }
+        let tag = name.tag().unwrap_or("latest");
+        match session.client.move_tag(name, tag, MANIFEST, bytes, &may).await {
+            Err(Error::Withdrawn { .. }) => {}
+            moved => return moved.map_err(|e| of_registry(&e, Purpose::Push)),
+        }
     }
-    if permit && !session.control.permits(digest) {
-        let text = "the permit to tag ended before the tag could be moved";
-        return Err(Failure::new(FailureClass::Infrastructure, reason::NOT_PERMITTED, text));
-    }
-    Ok(())
 }
 
-async fn wait_for_permit(session: &Session, digest: &str) -> Result<(), Failure> {
+/// Waits for leave to tag. An order to stop ends the wait; without `stoppable` only where there is no leave.
+async fn wait_for_permit(session: &Session, digest: &str, stoppable: bool) -> Result<(), Failure> {
     let end = tokio::time::Instant::now() + PERMIT_WAIT;
     let mut tick = tokio::time::interval(POLL);
     loop {
         tick.tick().await;
-        if let Some(word) = session.control.stop() {
+        let permitted = session.control.permits(digest);
+        if let Some(word) = session.control.stop().filter(|_| stoppable || !permitted) {
             return Err(of_stop(&word));
         }
         if session.outcome().is_some() {
             return Err(internal("the attempt has ended before its tags were moved"));
         }
-        if session.control.permits(digest) {
+        if permitted {
             return Ok(());
         }
         if tokio::time::Instant::now() > end {

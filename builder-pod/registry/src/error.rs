@@ -53,6 +53,12 @@ pub enum Error {
         /// What is there.
         available: String,
     },
+    /// Leave to go on had ended when it was to be tried again.
+    #[error("{registry} was not asked again: the leave to move the tag has ended")]
+    Withdrawn {
+        /// `host[:port]` of the registry.
+        registry: String,
+    },
     /// No (useful) answer to the end of the retries.
     #[error("{registry} did not {action}: gave up after {tries} tries in {}: {detail}", seconds(.elapsed))]
     Unavailable {

@@ -20,6 +20,8 @@ use crate::pull::digest_of;
 const PIECE: u64 = 1 << 20;
 /// Bytes a second below which an upload counts as stuck.
 const SLOWEST: u64 = 64 << 10;
+/// Seconds within which a try to move a tag has ended, one way or the other.
+pub const TAG_SECONDS: u64 = 25;
 /// Bytes between reader and sender of a copy.
 const PIPE: usize = 1 << 20;
 
@@ -187,22 +189,51 @@ impl Client {
         }
     }
 
-    /// Puts a manifest under a tag or its own digest, and asks the registry whether it now has it there.
+    /// Puts a manifest under its own digest, and asks the registry whether it now has it there.
     ///
     /// # Errors
-    /// [`Error::ImmutableTag`], or [`Error::Verification`] when the registry shows another digest afterwards.
+    /// [`Error::Verification`] when the registry shows another digest afterwards.
     pub async fn put_manifest(
+        &self,
+        name: &ImageName,
+        digest: &str,
+        media_type: &str,
+        bytes: &Bytes,
+    ) -> Result<(), Error> {
+        self.put(name, digest, media_type, bytes, self.inner.retry.settle, &|| true).await
+    }
+
+    /// Has a tag name a manifest that the registry has, and asks whether it now does. `may` is asked before every further
+    /// try, and a try is over within [`TAG_SECONDS`]: so long after leave has ended no tag moves any more.
+    ///
+    /// # Errors
+    /// As [`Client::put_manifest`]; [`Error::ImmutableTag`]; [`Error::Withdrawn`] when `may` says no.
+    pub async fn move_tag(
+        &self,
+        name: &ImageName,
+        tag: &str,
+        media_type: &str,
+        bytes: &Bytes,
+        may: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), Error> {
+        let patience = Duration::from_secs(TAG_SECONDS).saturating_sub(self.inner.retry.connect);
+        self.put(name, tag, media_type, bytes, patience, may).await
+    }
+
+    async fn put(
         &self,
         name: &ImageName,
         selector: &str,
         media_type: &str,
         bytes: &Bytes,
+        patience: Duration,
+        may: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Error> {
         let wanted = digest_of(bytes);
         let place = self.origin(name)?;
         let mut ask = self.ask(&place, Method::PUT, place.manifest(selector), &format!("push {name}"));
         ask.scopes = vec![place.push_scope()];
-        ask.patience = self.inner.retry.settle;
+        ask.patience = patience;
         ask.headers.push(("content-type", media_type.to_owned()));
         let mut backoff = self.backoff(&place, ask.action.clone());
         loop {
@@ -226,6 +257,9 @@ impl Client {
             match outcome.await {
                 Ok(()) => break,
                 Err(fault) => backoff.after(fault).await?,
+            }
+            if !may() {
+                return Err(Error::Withdrawn { registry: place.host });
             }
         }
         match self.digest_of_tag(name, selector).await? {
