@@ -176,6 +176,20 @@ impl Elector {
 }
 
 impl Leadership {
+    /// A lease in the hands of an operator of the simulator, which renews it by hand.
+    #[cfg(test)]
+    pub(crate) fn simulated(client: Client) -> Self {
+        let renewed = watch::Sender::new(Some(Instant::now()));
+        let elector = Elector::new(client, "simulated", "simulated");
+        Self { inner: Arc::new(Inner { elector, renewed, held: Mutex::default() }) }
+    }
+
+    /// Renews it.
+    #[cfg(test)]
+    pub(crate) fn simulate_renewal(&self) {
+        self.inner.renewed.send_replace(Some(Instant::now()));
+    }
+
     /// Whether this process may act: its last renewal is younger than 10 seconds. Ask before each write.
     pub fn is_leader(&self) -> bool {
         self.left().is_some()

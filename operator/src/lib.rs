@@ -6,12 +6,13 @@
 //! | [`controller`] | wires watches to reconciles |
 //! | [`pods`], [`journals`] | what is known of what runs |
 //! | [`queue`] | who may run; pure |
-//! | [`lease`] | who leads |
+//! | [`lease`], [`clock`] | who leads, and what time it is |
 //! | [`config`], [`args`] | settings |
 //! | [`admin`], [`metrics`], [`telemetry`] | what others see of it |
 
 pub mod admin;
 pub mod args;
+pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod image_build;
@@ -21,3 +22,18 @@ pub mod metrics;
 pub mod pods;
 pub mod queue;
 pub mod telemetry;
+
+#[cfg(test)]
+mod simulator;
+
+/// Whether a fault that the simulator has to find is in force ([`simulator::mutants`]); never outside tests.
+macro_rules! mutant {
+    ($name:ident) => {{
+        #[cfg(test)]
+        let on = $crate::simulator::mutants::is_on($crate::simulator::mutants::Mutant::$name);
+        #[cfg(not(test))]
+        let on = false;
+        on
+    }};
+}
+pub(crate) use mutant;

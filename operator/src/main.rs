@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use kiln_operator::admin::{Admin, Liveness, Readiness};
 use kiln_operator::args::Args;
+use kiln_operator::clock::{Clock, ClockLayer};
 use kiln_operator::config::Config;
 use kiln_operator::controller::{self, Signs};
 use kiln_operator::image_build::context::Context;
@@ -14,6 +15,7 @@ use kiln_operator::image_build::events::Publisher;
 use kiln_operator::lease::{Elector, End, unique_identity};
 use kiln_operator::metrics::Metrics;
 use kiln_operator::telemetry;
+use kube::client::ClientBuilder;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -36,7 +38,10 @@ fn main() -> ExitCode {
 async fn run(args: &Args) -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Config::load(&args.config)?;
-    let client = kube::Client::try_default().await.context("no way to the API server")?;
+    let clock = Clock::default();
+    let kube = kube::Config::infer().await.context("no way to the API server")?;
+    let client = ClientBuilder::try_from(kube).context("no way to the API server")?;
+    let client = client.with_layer(&ClockLayer(clock.clone())).build();
     let version = client.apiserver_version().await.context("the API server does not answer")?;
     tracing::info!(kubernetes = version.git_version, builder = config.builder_image, "starting");
 
@@ -76,7 +81,8 @@ async fn run(args: &Args) -> Result<()> {
 
     let (wake, wakes) = mpsc::unbounded_channel();
     let events = Publisher::new(client.clone(), &args.identity);
-    let ctx = Arc::new(Context::new(client, config, leadership.clone(), metrics.clone(), events, wake));
+    let ctx =
+        Arc::new(Context::new(client, clock, config, leadership.clone(), metrics.clone(), events, wake));
     let done = CancellationToken::new();
     let controlling = controller::run(ctx, wakes, Signs { liveness, readiness }, shutdown);
     let end = tokio::select! {

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
-use kiln_contract::control::{PERMIT_ANNOTATION, STOP_ANNOTATION};
+use kiln_contract::control::{PERMIT_ANNOTATION, PERMIT_UNTIL_ANNOTATION, STOP_ANNOTATION};
 use kiln_contract::{Failure, FailureClass, reason};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::metrics::Write;
+use crate::mutant;
 
 use super::context::Context;
 use super::decide::{Action, CreationFaultKind};
@@ -88,7 +89,8 @@ pub async fn create(
                 let Some(pod) = timed("get pod", pods.get_opt(blueprint.name)).await? else {
                     return Err(ReconcileError::Conflict);
                 };
-                if PodView::of(&pod).owner.as_deref() != Some(blueprint.owner.uid.as_str()) {
+                let owner = PodView::of(&pod).owner;
+                if owner.as_deref() != Some(blueprint.owner.uid.as_str()) && !mutant!(AdoptForeignPod) {
                     return Ok(Some(CreationFaultKind::Terminal(foreign("pod", &blueprint))));
                 }
                 pod
@@ -174,6 +176,7 @@ impl Refusal {
                 None
             }
             (400 | 403 | 422, _) => Some(Self::Final(words)),
+            (500.., _) if mutant!(ApiFaultIsFinal) => Some(Self::Final(words)),
             _ => None,
         }
     }
@@ -212,7 +215,11 @@ pub async fn act(
     let (name, body, what) = match action {
         Action::CreatePod { .. } => return Ok(()),
         Action::DeletePod { pod } => return delete(ctx, pod).await,
-        Action::Permit { pod, permit } => (pod, annotation(PERMIT_ANNOTATION, permit), "permit"),
+        Action::Permit { pod, permit, until } => {
+            let mut body = annotation(PERMIT_ANNOTATION, permit);
+            body["metadata"]["annotations"][PERMIT_UNTIL_ANNOTATION] = json!(until.to_string());
+            (pod, body, "permit")
+        }
         Action::Stop { pod, stop } => (pod, annotation(STOP_ANNOTATION, stop), "stop"),
         Action::Kill { pod } => (pod, json!({"spec": {"activeDeadlineSeconds": 1}}), "kill"),
     };
@@ -249,13 +256,18 @@ fn is_gone(error: &ReconcileError) -> bool {
 
 /// Deletes a pod and its request.
 async fn delete(ctx: &Context, pod: &PodView) -> Result<(), ReconcileError> {
-    let exactly = |uid: &str| DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+    let exactly = |uid: &str, version: Option<&String>| DeleteParams {
+        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: version.cloned() }),
         ..DeleteParams::background()
     };
     let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &pod.namespace);
-    match timed("delete pod", api.delete(&pod.name, &exactly(&pod.uid))).await {
+    // One that has got a node meanwhile runs, and is told to stop instead: its log has to stay.
+    let version = pod.node.is_none().then_some(&pod.resource_version);
+    match timed("delete pod", api.delete(&pod.name, &exactly(&pod.uid, version))).await {
         Ok(_) => {}
+        Err(error) if version.is_some() && error.status().is_some_and(|s| s.code == 409) => {
+            return Err(ReconcileError::Conflict);
+        }
         Err(error) if is_gone(&error) => ctx.pods.not_found(pod),
         Err(error) => return Err(error),
     }
@@ -268,7 +280,7 @@ async fn delete(ctx: &Context, pod: &PodView) -> Result<(), ReconcileError> {
     if let Some(uid) =
         request.metadata.uid.filter(|_| owners.iter().any(|o| Some(&o.uid) == pod.owner.as_ref()))
     {
-        match timed("delete configmap", requests.delete(&pod.name, &exactly(&uid))).await {
+        match timed("delete configmap", requests.delete(&pod.name, &exactly(&uid, None))).await {
             Err(error) if !is_gone(&error) => return Err(error),
             _ => ctx.metrics.wrote(Write::ConfigMap),
         }

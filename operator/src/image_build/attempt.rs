@@ -1,5 +1,6 @@
 //! The part of the decision that is about the attempt that runs: its pod, its journal, its permit, its end. Pure.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kiln_api::v1alpha1::{AttemptStatus, QueueStatus};
 use kiln_contract::control::{PERMIT_SECONDS, Permit, Stop};
@@ -14,6 +15,7 @@ use super::observe::PodView;
 use super::outcome::outcome;
 use super::start::{Start, start};
 use super::{names, steps};
+use crate::mutant;
 
 /// Seconds after an order to stop before the kubelet is told to end the pod.
 const STOP_GRACE: i64 = 45;
@@ -24,8 +26,9 @@ const LOST_AFTER: i64 = 150;
 const OVERDUE: i64 = super::pod::DEADLINE_MARGIN + 120;
 /// Seconds between tries to make a pod where quota or a missing object stands in the way.
 const TRY_AGAIN: i64 = 10;
-/// Seconds that a permit must still be good for, or it is renewed.
-const RENEW_BEFORE: i64 = 5;
+/// Seconds that a permit must still be good for, or it is renewed: with a heartbeat every 20 seconds there is always one in
+/// force.
+const RENEW_BEFORE: i64 = 25;
 
 /// The attempt has ended, so.
 #[derive(Debug)]
@@ -42,10 +45,16 @@ impl Decider<'_> {
         if let Some(journal) = journal {
             steps::show(&mut self.s, journal);
         }
+        let pushed = journal.and_then(|j| j.ready_to_tag.clone());
+        if let (true, Some(image)) = (mutant!(PushedIsTagged), pushed) {
+            return Err(Ended(Outcome::Succeeded(image)));
+        }
         let pod = self.o.pods.get(&attempt.pod_name);
         let pod = pod.filter(|p| attempt.pod_uid.as_ref().is_none_or(|uid| *uid == p.uid));
         let Some(pod) = pod else {
             return match attempt.pod_uid {
+                Some(_) if mutant!(PodMadeTwice) => self.make_pod(&attempt),
+                Some(_) if mutant!(GoneIsSuccess) => Err(Ended(Outcome::Succeeded(gone_is_success()))),
                 Some(_) => Err(Ended(outcome(&id, None, journal))),
                 None => self.make_pod(&attempt),
             };
@@ -129,7 +138,7 @@ impl Decider<'_> {
         if let Some(said) = self.s.attempts.last().and_then(|a| a.stop_reason.clone()) {
             return Some(said);
         }
-        if let Some(interruption) = self.interruption() {
+        if let Some(interruption) = self.interruption().filter(|_| !mutant!(PermitUnwanted)) {
             return Some(interruption.reason().to_owned());
         }
         let created = pod.created.unwrap_or(self.now).as_second();
@@ -148,7 +157,7 @@ impl Decider<'_> {
             }
             None => now.as_second(),
         };
-        if pod.node.is_none() {
+        if pod.node.is_none() || mutant!(DeleteToStop) {
             if pod.deletion.is_none() {
                 self.actions.push(Action::DeletePod { pod: Box::new(pod.clone()) });
             }
@@ -178,9 +187,13 @@ impl Decider<'_> {
         };
         let Some(image) = &journal.ready_to_tag else { return };
         let now = self.now.as_second();
-        if !pod.permit.as_ref().is_some_and(|p| p.allows(&attempt, &image.digest, now + RENEW_BEFORE)) {
-            let permit = Permit { attempt, digest: image.digest.clone(), expires: now + PERMIT_SECONDS };
-            self.actions.push(Action::Permit { pod: pod.name.clone(), permit });
+        let held = pod.permit.as_ref().filter(|p| p.attempt == attempt && p.digest == image.digest);
+        let until = held.and(pod.permit_until).unwrap_or(0);
+        // By the clock of its node no earlier than now: the line was written before it was read.
+        let asked = journal.at.parse::<Timestamp>().unwrap_or(self.now).as_second();
+        if until < now + RENEW_BEFORE {
+            let permit = Permit { attempt, digest: image.digest.clone(), expires: asked + PERMIT_SECONDS };
+            self.actions.push(Action::Permit { pod: pod.name.clone(), permit, until: now + PERMIT_SECONDS });
         }
         self.look_again(PERMIT_SECONDS - RENEW_BEFORE);
     }
@@ -217,6 +230,11 @@ impl Decider<'_> {
             _ => self.finish(Finish::Failed(failure)),
         }
     }
+}
+
+/// What [`mutant!`] `GoneIsSuccess` makes up.
+fn gone_is_success() -> kiln_contract::report::Pushed {
+    kiln_contract::report::Pushed { reference: String::new(), digest: "sha256:0".to_owned(), size: 0 }
 }
 
 /// Where an attempt stands whose containers run.

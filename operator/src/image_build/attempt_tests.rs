@@ -1,7 +1,6 @@
 //! Tables for the decision where it is about an attempt's pod: how it starts, ends, is stopped, kept and lost.
 
 use kiln_api::v1alpha1::FailureClass as Class;
-use kiln_contract::control::Permit;
 use kiln_contract::journal::{BuildState, Event};
 use kiln_contract::{FailureClass, reason};
 
@@ -91,7 +90,7 @@ fn a_deleted_pod_is_made_again_and_waits_out_a_permit() {
 fn a_pod_that_does_not_end_is_given_up_once_it_can_not_tag() {
     let mut w = World::new();
     w.run_pod();
-    w.pod().permit = Some(Permit { attempt: "u-1-1".into(), digest: "sha256:1".into(), expires: 1140 });
+    w.pod().permit_until = Some(1140);
     w.desired = desired("v1:b");
     w.decide();
     w.now += 151;

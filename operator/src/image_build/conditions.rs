@@ -7,6 +7,8 @@ use kiln_api::ImageBuildStatus;
 use kiln_api::v1alpha1::{RunResult, condition};
 use kiln_contract::text::truncate;
 
+use crate::mutant;
+
 /// Reasons of conditions that are not failures.
 pub mod reasons {
     /// The tags name the image.
@@ -91,7 +93,7 @@ pub fn set(status: &mut ImageBuildStatus, phase: &Phase, generation: i64, now: T
     let result = status.history.last().map(|h| h.result);
     let wanted: Wanted<'_> = match (phase, result) {
         (Phase::Active { .. }, _) => [
-            (READY, "Unknown", r, m),
+            (READY, if mutant!(ReadyTooEarly) && status.image.is_some() { "True" } else { "Unknown" }, r, m),
             (RECONCILING, "True", r, m),
             (STALLED, "False", r, m),
             (SUCCEEDED, "Unknown", r, m),
@@ -120,6 +122,7 @@ pub fn set(status: &mut ImageBuildStatus, phase: &Phase, generation: i64, now: T
         .into_iter()
         .map(|(kind, value, reason, message)| {
             let before = status.conditions.iter().find(|c| c.type_ == kind && c.status == value);
+            let before = before.filter(|_| !mutant!(RestlessStatus));
             Condition {
                 type_: kind.to_owned(),
                 status: value.to_owned(),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kiln_api::{ImageBuild, ImageBuildStatus};
 use tokio::sync::mpsc;
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::journals::{Journals, Wake};
 use crate::lease::Leadership;
@@ -21,6 +22,8 @@ use super::events::Publisher;
 pub struct Context {
     /// The API.
     pub client: kube::Client,
+    /// Its time.
+    pub clock: Clock,
     /// The cluster's settings.
     pub config: Config,
     /// Whether this process still leads.
@@ -52,8 +55,8 @@ impl std::fmt::Debug for Context {
 struct Memory {
     namespace: String,
     name: String,
-    /// The status that was written last, and the resourceVersion that it made.
-    written: Option<(u64, ImageBuildStatus)>,
+    /// The object as the last write of its status left it, and its resourceVersion.
+    written: Option<(u64, Arc<ImageBuild>)>,
     /// How the last try to make an attempt's pod failed; the attempt.
     creation: Option<(String, CreationFault)>,
     /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
@@ -71,6 +74,7 @@ impl Context {
     /// A context that knows nothing yet. `wake` makes the controller look at an object.
     pub fn new(
         client: kube::Client,
+        clock: Clock,
         config: Config,
         leadership: Leadership,
         metrics: Arc<Metrics>,
@@ -81,6 +85,7 @@ impl Context {
         let journals = Journals::new(client.clone(), wake.clone());
         Self {
             client,
+            clock,
             config,
             leadership,
             metrics,
@@ -160,21 +165,22 @@ impl Context {
         those.map(|m| (m.namespace.clone(), m.name.clone())).collect()
     }
 
-    /// The object's status as last written, where the watch has not shown that yet.
-    pub fn written(&self, uid: &str, resource_version: &str) -> Option<(u64, ImageBuildStatus)> {
+    /// The object as the last write of its status left it, where the watch has not shown that yet. All of it: a list that
+    /// lags behind must not set an old spec beside a new status.
+    pub fn written(&self, uid: &str, resource_version: &str) -> Option<Arc<ImageBuild>> {
         let shown: u64 = resource_version.parse().ok()?;
         self.with(uid, |memory| {
             if memory.written.as_ref().is_some_and(|(version, _)| *version <= shown) {
                 memory.written = None;
             }
-            memory.written.clone()
+            memory.written.as_ref().map(|(_, build)| build.clone())
         })
     }
 
-    /// Remembers a status that was written.
-    pub fn wrote(&self, uid: &str, resource_version: Option<&str>, status: &ImageBuildStatus) {
-        let version = resource_version.and_then(|v| v.parse().ok());
-        self.with(uid, |memory| memory.written = version.map(|v| (v, status.clone())));
+    /// Remembers an object whose status was written.
+    pub fn wrote(&self, uid: &str, build: ImageBuild) {
+        let version = build.metadata.resource_version.as_ref().and_then(|v| v.parse().ok());
+        self.with(uid, |memory| memory.written = version.map(|v| (v, Arc::new(build))));
     }
 
     /// How the last try to make that attempt's pod failed.

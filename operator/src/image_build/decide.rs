@@ -19,6 +19,7 @@ use super::lifecycle::{self, Finish};
 use super::names;
 use super::observe::PodView;
 use super::validate::{Buildable, Desired};
+use crate::mutant;
 
 /// Seconds before the next attempt after the first, and after every further infrastructure fault.
 const BACKOFF: [i64; 2] = [10, 30];
@@ -76,13 +77,6 @@ pub struct CreationFault {
     pub kind: CreationFaultKind,
 }
 
-impl CreationFault {
-    /// A fault that was met now.
-    pub fn at_now(kind: Option<CreationFaultKind>) -> Option<Self> {
-        kind.map(|kind| Self { at: Timestamp::now(), kind })
-    }
-}
-
 /// What kind of fault.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CreationFaultKind {
@@ -108,6 +102,8 @@ pub enum Action {
         pod: String,
         /// What to hand it.
         permit: Permit,
+        /// When that is void at the latest, by the API server's clock.
+        until: i64,
     },
     /// Tell the attempt to stop.
     Stop {
@@ -194,11 +190,8 @@ impl Decider<'_> {
     /// Dockerfile, say) within one decision; more than that never happens.
     fn advance(&mut self) -> Phase {
         for _ in 0..4 {
-            let phase = if self.s.run.is_some() && self.s.completion_time.is_none() {
-                self.advance_run()
-            } else {
-                self.next_run()
-            };
+            let goes_on = self.s.completion_time.is_none() || mutant!(EndedRunDecidedAgain);
+            let phase = if self.s.run.is_some() && goes_on { self.advance_run() } else { self.next_run() };
             if let Some(phase) = phase {
                 return phase;
             }
@@ -211,7 +204,7 @@ impl Decider<'_> {
         let desired = self.o.desired;
         let suspended = self.s.history.last().is_some_and(|h| h.result == RunResult::Suspended);
         let rebuild = self.rebuild_wanted();
-        let changed = self.s.input_digest.as_ref() != Some(&desired.input_digest);
+        let changed = self.s.input_digest.as_ref() != Some(&desired.input_digest) && !mutant!(EditIgnored);
         let fresh = self.s.run.is_none();
         let missing = match &desired.buildable {
             Buildable::NotYet(failure) => Some(failure),
@@ -281,11 +274,14 @@ impl Decider<'_> {
                     last.reason.as_deref().unwrap_or_default(),
                     last.message.as_deref().unwrap_or_default()
                 );
-                self.look_again(left);
+                if !mutant!(ForgetToLookAgain) {
+                    self.look_again(left);
+                }
                 return Phase::active(reasons::RETRYING, message);
             }
         }
-        if let Some(pod) = self.o.pods.values().find(|p| !p.terminal && !p.is_lost(self.now)) {
+        let at_work = self.o.pods.values().find(|p| !p.terminal && !p.is_lost(self.now));
+        if let Some(pod) = at_work.filter(|_| !mutant!(IgnoreLivePods)) {
             let message = format!("waits for pod {} of an earlier attempt to end", pod.name);
             self.look_again(30);
             return Phase::active(reasons::STOPPING, message);
@@ -358,7 +354,8 @@ impl Decider<'_> {
 
     /// Whether another attempt is due after `failure`, which is not recorded yet.
     pub(super) fn may_retry(&self, failure: &Failure) -> bool {
-        lifecycle::is_retryable(failure) && self.s.attempts.len() <= self.o.desired.retries
+        let left = self.s.attempts.len() <= self.o.desired.retries || mutant!(RetryForever);
+        lifecycle::is_retryable(failure) && left
     }
 
     /// Deletes what is kept no longer, and stops what should not run: pods of attempts that are decided.

@@ -28,11 +28,13 @@ fn a_build_from_apply_to_ready() {
         vec![plan(), done(1), done(2), Event::Pushing, Event::ReadyToTag { image: pushed() }],
     ));
     let decision = w.decide();
-    let permit = Permit { attempt: "u-1-1".into(), digest: "sha256:1".into(), expires: 1060 };
+    // By the clock of its node, which is years away from the operator's.
+    let expires = "2026-01-01T00:01:00Z".parse::<jiff::Timestamp>().expect("a time").as_second();
+    let permit = Permit { attempt: "u-1-1".into(), digest: "sha256:1".into(), expires };
     let pod = w.pod().name.clone();
-    assert_eq!(decision.actions, [Action::Permit { pod, permit: permit.clone() }]);
+    assert_eq!(decision.actions, [Action::Permit { pod, permit: permit.clone(), until: 1060 }]);
     assert_eq!((w.ready().as_str(), w.status.progress.as_deref()), ("Unknown Tagging", Some("2/2")));
-    w.pod().permit = Some(permit);
+    (w.pod().permit, w.pod().permit_until) = (Some(permit), Some(1060));
     assert!(kinds(&w.decide()).is_empty(), "one permit at a time");
     w.now += 56;
     assert_eq!(kinds(&w.decide()), ["permit"], "renewed before it expires unused");

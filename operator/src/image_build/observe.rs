@@ -2,11 +2,12 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
-use kiln_contract::control::{PERMIT_ANNOTATION, Permit, STOP_ANNOTATION, Stop};
+use kiln_contract::control::{PERMIT_ANNOTATION, PERMIT_UNTIL_ANNOTATION, Permit, STOP_ANNOTATION, Stop};
 use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER, SOURCE_CONTAINER};
 use kiln_contract::text::truncate;
 
 use super::names::ATTEMPT_ANNOTATION;
+use crate::mutant;
 
 /// Bytes of a message of kubelet or scheduler that are kept: the API server itself allows 32 KiB.
 const MAX_WORDS: usize = 512;
@@ -58,6 +59,8 @@ pub struct PodView {
     pub build: ContainerView,
     /// The permit it carries.
     pub permit: Option<Permit>,
+    /// When that permit is void at the latest, by the API server's clock.
+    pub permit_until: Option<i64>,
     /// The order to stop it carries.
     pub stop: Option<Stop>,
     /// `spec.activeDeadlineSeconds`.
@@ -136,23 +139,26 @@ impl PodView {
             source_ended: source_ended(status),
             build: container(status.container_statuses.as_deref(), BUILD_CONTAINER),
             permit: annotation(PERMIT_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
+            permit_until: annotation(PERMIT_UNTIL_ANNOTATION).and_then(|text| text.parse().ok()),
             stop: annotation(STOP_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
             active_deadline: spec.and_then(|s| s.active_deadline_seconds),
         }
     }
 
-    /// Whether a permit in its hands may still move a tag at `now`, a skewed clock and a request under way included.
+    /// Whether a permit in its hands may still move a tag at `now`, a request under way included.
     pub fn may_tag(&self, now: Timestamp) -> bool {
-        /// Seconds past a permit's end after which no tag moves any more.
+        /// Seconds past a permit's end after which no tag moves any more (`kiln_registry`, `TAG_SECONDS`, and some for how
+        /// exactly the API server's time is known).
         const MARGIN: i64 = 30;
-        self.permit.as_ref().is_some_and(|p| now.as_second() <= p.expires + MARGIN)
+        self.permit_until.is_some_and(|until| now.as_second() <= until + MARGIN)
     }
 
     /// Whether its node is gone: it was to be deleted a minute ago and is still there, and can't tag any more.
     pub fn is_lost(&self, now: Timestamp) -> bool {
         /// Seconds after the end of the grace period.
         const OVERDUE: i64 = 60;
-        self.deletion.is_some_and(|by| now.as_second() > by.as_second() + OVERDUE) && !self.may_tag(now)
+        self.deletion.is_some_and(|by| now.as_second() > by.as_second() + OVERDUE)
+            && (!self.may_tag(now) || mutant!(LostWithPermit))
     }
 }
 
@@ -202,7 +208,7 @@ mod tests {
     fn reads_owner_controls_and_containers() {
         let pod = view(json!({
             "metadata": {"name": "p", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z",
-                "annotations": {"kiln.build/permit": r#"{"attempt":"a","digest":"d","expires":100}"#,
+                "annotations": {"kiln.build/permit": r#"{"attempt":"a","digest":"d","expires":7}"#, "kiln.build/permit-until": "100",
                     "kiln.build/stop": "garbage", "kiln.build/attempt": "a"},
                 "ownerReferences": [
                     {"apiVersion": "v1", "kind": "ImageBuild", "name": "fake", "uid": "9", "controller": true},
@@ -228,7 +234,7 @@ mod tests {
         let at = |seconds| Timestamp::from_second(seconds).expect("a time");
         let mut pod = PodView { deletion: Some(at(1000)), ..PodView::default() };
         assert!(!pod.is_lost(at(1060)) && pod.is_lost(at(1061)));
-        pod.permit = Some(Permit { attempt: "a".into(), digest: "d".into(), expires: 1050 });
+        pod.permit_until = Some(1050);
         assert!(!pod.is_lost(at(1061)) && pod.is_lost(at(1081)));
     }
 }

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kiln_api::{ImageBuild, ImageBuildStatus};
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
@@ -18,6 +17,7 @@ use serde_json::json;
 
 use crate::journals::Subject;
 use crate::metrics::Write;
+use crate::mutant;
 
 use super::apply::{self, FIELD_MANAGER};
 use super::conditions::{self, Phase};
@@ -44,24 +44,40 @@ const CANCEL: &str = "kiln.build/cancel";
 /// # Errors
 /// The API server did not answer as expected, or the object changed meanwhile; it is tried again.
 pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<controller::Action, ReconcileError> {
+    Ok(match reconcile_once(&object, &ctx).await? {
+        Some(again) => controller::Action::requeue(again),
+        None => controller::Action::await_change(),
+    })
+}
+
+/// Reconciles one object; says when to look at it again where no event will.
+///
+/// # Errors
+/// As [`reconcile`].
+pub(crate) async fn reconcile_once(
+    object: &Object,
+    ctx: &Context,
+) -> Result<Option<Duration>, ReconcileError> {
     let began = Instant::now();
     let result = match &object.0 {
-        Ok(build) => Box::pin(reconcile_build(build, &ctx)).await,
-        Err(invalid) => unreadable(&ctx, invalid).await,
+        Ok(build) => Box::pin(reconcile_build(build, ctx)).await,
+        Err(invalid) => unreadable(ctx, invalid).await,
     };
     let uid = object.meta().uid.clone().unwrap_or_default();
     ctx.metrics.reconciled(result.as_ref().map(|_| ()), began.elapsed());
     if result.is_ok() {
         ctx.count(&uid, false);
     }
-    Ok(match result? {
-        Some(again) => controller::Action::requeue(again),
-        None => controller::Action::await_change(),
-    })
+    result
 }
 
 /// When to try again after a failed reconcile.
 pub fn on_error(object: &Object, error: &ReconcileError, ctx: &Context) -> controller::Action {
+    controller::Action::requeue(retry_after(object, error, ctx))
+}
+
+/// How long to wait after a failed reconcile.
+pub(crate) fn retry_after(object: &Object, error: &ReconcileError, ctx: &Context) -> Duration {
     let uid = object.meta().uid.clone().unwrap_or_default();
     let times = ctx.count(&uid, true);
     let wait = error.backoff(times);
@@ -70,7 +86,7 @@ pub fn on_error(object: &Object, error: &ReconcileError, ctx: &Context) -> contr
         ReconcileError::Conflict => tracing::debug!(namespace, name, "changed meanwhile, decided again"),
         _ => tracing::warn!(namespace, name, %error, retry_seconds = wait.as_secs(), "reconcile failed"),
     }
-    controller::Action::requeue(wait)
+    wait
 }
 
 async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Duration>, ReconcileError> {
@@ -79,11 +95,13 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
         // Its pods go with it: the garbage collector sees to that.
         return Ok(None);
     }
-    let this = This::of(build);
-    let (stored_version, stored) = match ctx.written(&this.uid, &this.resource_version) {
-        Some((version, status)) => (version.to_string(), status),
-        None => (this.resource_version.clone(), build.status.clone().unwrap_or_default()),
+    let newest = {
+        let shown = This::of(build);
+        ctx.written(&shown.uid, &shown.resource_version)
     };
+    let build = newest.as_deref().unwrap_or(build);
+    let this = This::of(build);
+    let stored = build.status.clone().unwrap_or_default();
 
     let found = dereference(&ctx.client, &this.namespace, &build.spec).await?;
     let desired = validate(&build.spec, &found, &ctx.config);
@@ -93,13 +111,15 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
     if !ctx.leadership.is_leader() {
         return Err(ReconcileError::NotLeader);
     }
-    let version = if decision.status == stored {
-        stored_version
+    let written = decision.status != stored;
+    let version = if written {
+        write_status(ctx, build, &this, &stored, &decision.status).await?
     } else {
-        write_status(ctx, build, &this, &stored_version, &stored, &decision.status).await?
+        this.resource_version.clone()
     };
     keep_place(ctx, &this.uid, &decision.status);
-    act(ctx, build, &this, &version, &desired, &pods, &decision).await?;
+    let now = Now { version: &version, written };
+    act(ctx, build, &this, now, &desired, &pods, &decision).await?;
     Ok(decision.again)
 }
 
@@ -195,7 +215,7 @@ fn ponder(
         creation: creation.as_ref(),
         grace: ctx.config.pod_start_grace.seconds(),
     };
-    let now = Timestamp::now();
+    let now = ctx.clock.now();
     let decision = decide(now, &observed);
     if !decision.ask_for_slot {
         return decision;
@@ -209,17 +229,19 @@ async fn write_status(
     ctx: &Context,
     build: &ImageBuild,
     this: &This,
-    version: &str,
     before: &ImageBuildStatus,
     after: &ImageBuildStatus,
 ) -> Result<String, ReconcileError> {
     let api: Api<ImageBuild> = Api::namespaced(ctx.client.clone(), &this.namespace);
-    let patch = json!({
+    let mut patch = json!({
         "apiVersion": ImageBuild::api_version(&()),
         "kind": ImageBuild::kind(&()),
-        "metadata": {"name": this.name, "uid": this.uid, "resourceVersion": version},
+        "metadata": {"name": this.name, "uid": this.uid, "resourceVersion": this.resource_version},
         "status": after,
     });
+    if mutant!(StatusWithoutVersion) {
+        patch["metadata"]["resourceVersion"].take();
+    }
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let written =
         timed("patch imagebuild status", api.patch_status(&this.name, &params, &Patch::Apply(&patch))).await;
@@ -228,8 +250,7 @@ async fn write_status(
         Some(409) => ReconcileError::Conflict,
         _ => error,
     })?;
-    let stored = written.status.clone().unwrap_or_default();
-    if stored != *after {
+    if written.status.as_ref() != Some(after) {
         // Every later reconcile would write it again.
         tracing::error!(
             namespace = this.namespace,
@@ -237,7 +258,8 @@ async fn write_status(
             "the API server stores another status than was written: the CRD in the cluster is not this operator's"
         );
     }
-    ctx.wrote(&this.uid, written.metadata.resource_version.as_deref(), &stored);
+    let version = written.metadata.resource_version.clone().unwrap_or_default();
+    ctx.wrote(&this.uid, written);
     ctx.metrics.stored(before, after);
     let events = ctx.events.publish(&build.object_ref(&()), &transitions(before, after)).await;
     ctx.metrics.wrote_many(Write::Event, events);
@@ -251,7 +273,7 @@ async fn write_status(
             "run ended"
         );
     }
-    Ok(written.metadata.resource_version.unwrap_or_default())
+    Ok(version)
 }
 
 /// Keeps or gives back the build's place in the queue, and its journal.
@@ -265,11 +287,32 @@ fn keep_place(ctx: &Context, uid: &str, status: &ImageBuildStatus) {
     }
 }
 
+/// The object as the decision took it to be.
+#[derive(Clone, Copy)]
+struct Now<'a> {
+    /// Its resourceVersion.
+    version: &'a str,
+    /// Whether its status was just written, which shows that it is so.
+    written: bool,
+}
+
+impl Now<'_> {
+    /// Asks the API server whether it still is: nobody may have deleted, cancelled, edited or decided anything meanwhile.
+    async fn confirm(&self, ctx: &Context, this: &This) -> Result<(), ReconcileError> {
+        let api: Api<ImageBuild> = Api::namespaced(ctx.client.clone(), &this.namespace);
+        let now = timed("get imagebuild", api.get_metadata_opt(&this.name)).await?;
+        match now.and_then(|o| o.metadata.resource_version) {
+            Some(version) if version == self.version => Ok(()),
+            _ => Err(ReconcileError::Conflict),
+        }
+    }
+}
+
 async fn act(
     ctx: &Context,
     build: &ImageBuild,
     this: &This,
-    version: &str,
+    now: Now<'_>,
     desired: &Desired,
     pods: &BTreeMap<String, PodView>,
     decision: &Decision,
@@ -280,13 +323,17 @@ async fn act(
             return Err(ReconcileError::NotLeader);
         }
         match action {
-            Action::CreatePod { .. } => create(ctx, build, this, desired, &decision.status).await?,
+            Action::CreatePod { .. } => {
+                // A pod that was to be made before may be there, and its object gone.
+                if !now.written {
+                    now.confirm(ctx, this).await?;
+                }
+                create(ctx, build, this, desired, &decision.status).await?;
+            }
             Action::Permit { .. } => {
-                // The tag moves after this: nobody may have cancelled, edited or decided anything meanwhile.
-                let api: Api<ImageBuild> = Api::namespaced(ctx.client.clone(), &this.namespace);
-                let now = timed("get imagebuild", api.get_metadata_opt(&this.name)).await?;
-                if now.and_then(|o| o.metadata.resource_version).as_deref() != Some(version) {
-                    return Err(ReconcileError::Conflict);
+                // The tag moves after this.
+                if !mutant!(PermitWithoutLook) {
+                    now.confirm(ctx, this).await?;
                 }
                 apply::act(ctx, &this.namespace, &views, action).await?;
             }
@@ -320,7 +367,7 @@ async fn create(
         config: &ctx.config,
     };
     let fault = apply::create(ctx, blueprint).await?;
-    let again = CreationFault::at_now(fault);
+    let again = fault.map(|kind| CreationFault { at: ctx.clock.now(), kind });
     ctx.tried(&this.uid, &subject.attempt, again);
     // The pod goes on record, or the fault into the status.
     ctx.wake((this.namespace.clone(), this.name.clone()));
@@ -337,7 +384,7 @@ async fn unreadable(
         (meta.name.clone().unwrap_or_default(), meta.namespace.clone().unwrap_or_default());
     tracing::warn!(namespace, name, error = invalid.error, "an ImageBuild can't be read");
     // The time of its creation, so that writing it again changes nothing.
-    let at = meta.creation_timestamp.as_ref().map_or_else(Timestamp::now, |t| t.0);
+    let at = meta.creation_timestamp.as_ref().map_or_else(|| ctx.clock.now(), |t| t.0);
     let message =
         format!("this operator can't read the object: {}; correct it or upgrade Kiln", invalid.error);
     let mut status = ImageBuildStatus::default();

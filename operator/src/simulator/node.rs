@@ -1,0 +1,337 @@
+//! Kubelets and what runs in the pods: scheduling, containers, the courier with its journal, its permit and its report.
+
+use std::collections::BTreeMap;
+
+use kiln_contract::control::{PERMIT_ANNOTATION, Permit, STOP_ANNOTATION, Stop};
+use kiln_contract::journal::{Event, Line, PlannedStep};
+use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER, REQUEST_KEY};
+use kiln_contract::report::{Outcome, Pushed, Report};
+use kiln_contract::request::{BuildRequest, Content, Source};
+use kiln_contract::{Failure, FailureClass, VERSION, reason};
+use serde_json::{Value, json};
+
+use super::api::{Api, Key, Kind, time, uid};
+use super::registry::Registry;
+
+/// What happens to a pod that nobody asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mishap {
+    /// The courier reports a fault of the infrastructure.
+    Reported,
+    /// The kubelet evicts the pod; nobody reports.
+    Evicted,
+    /// All containers are killed; nobody reports.
+    Killed,
+    /// The whole build container was killed for its memory; the courier reports a lost builder.
+    OutOfMemory,
+    /// The node loses its network: nothing reaches it or comes from it, and what runs there runs on.
+    NodeLost,
+    /// Its image can't be pulled.
+    NoImage,
+    /// A step that does not end.
+    Hangs,
+}
+
+/// How far a pod has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    New,
+    Scheduled,
+    Courier,
+    Building,
+    Step1,
+    Step2,
+    Pushing,
+    Ready,
+    Tagged,
+    Succeeded,
+    Ended,
+}
+
+/// Seconds that a courier waits for a permit.
+const PERMIT_WAIT: i64 = 600;
+
+/// A pod at work.
+#[derive(Debug)]
+pub struct Runner {
+    pub key: Key,
+    pub uid: String,
+    pub stage: Stage,
+    /// When it was made, by the API server.
+    pub created: i64,
+    /// What is to happen to it, and when.
+    pub mishap: Option<(Stage, Mishap)>,
+    /// What has happened to it.
+    pub suffered: Option<Mishap>,
+    /// Whether its node is cut off.
+    pub lost: bool,
+    /// Seconds that its node's clock is ahead of the API server's.
+    pub skew: i64,
+    /// Since when it waits for leave to tag.
+    ready: Option<i64>,
+    /// The pod as its kubelet last saw it.
+    view: Value,
+    request: Option<BuildRequest>,
+    pub journal: Vec<Line>,
+}
+
+fn annotation<T: serde::de::DeserializeOwned>(pod: &Value, key: &str) -> Option<T> {
+    serde_json::from_str(pod["metadata"]["annotations"][key].as_str()?).ok()
+}
+
+impl Runner {
+    pub fn new(key: &Key, pod: &Value, mishap: Option<(Stage, Mishap)>, skew: i64, now: i64) -> Self {
+        Self {
+            key: key.clone(),
+            uid: uid(pod),
+            stage: Stage::New,
+            created: now,
+            mishap,
+            suffered: None,
+            lost: false,
+            skew,
+            ready: None,
+            view: pod.clone(),
+            request: None,
+            journal: Vec::new(),
+        }
+    }
+
+    /// Whether its containers may still do something.
+    pub fn is_alive(&self) -> bool {
+        self.stage < Stage::Ended
+    }
+
+    pub fn attempt(&self) -> String {
+        self.request.as_ref().map(|r| r.attempt.clone()).unwrap_or_default()
+    }
+
+    /// The Dockerfile that it builds.
+    pub fn content(&self) -> String {
+        match self.request.as_ref().map(|r| &r.source) {
+            Some(Source::Files(files)) => files.first().map(|f| match &f.content {
+                Content::Text(text) | Content::Base64(text) => text.clone(),
+            }),
+            _ => None,
+        }
+        .unwrap_or_default()
+    }
+
+    fn write(&mut self, now: i64, event: Event) {
+        let at = time(now + self.skew).as_str().unwrap_or_default().to_owned();
+        let seq = self.journal.len() as u64 + 1;
+        self.journal.push(Line { v: VERSION, seq, at, event });
+    }
+
+    /// The journal as the kubelet serves it.
+    pub fn log(&self) -> String {
+        self.journal.iter().map(|l| serde_json::to_string(l).expect("JSON") + "\n").collect()
+    }
+
+    fn status(&self, api: &mut Api, change: impl FnOnce(&mut Value)) {
+        if self.lost || api.get(&self.key).is_none_or(|p| uid(p) != self.uid) {
+            return;
+        }
+        api.change(&self.key, |pod| change(&mut pod["status"]));
+    }
+
+    /// The pod is over: with that report, or without one.
+    fn end(&mut self, api: &mut Api, report: Option<Outcome>, why: Option<(&str, &str)>) {
+        let at = time(api.now + self.skew);
+        let message = report.map(|outcome| {
+            let report = Report { version: VERSION, attempt: self.attempt(), outcome };
+            report.to_json()
+        });
+        let state = |reason: &str, message: Option<String>| json!({"terminated": {"exitCode": 1, "reason": reason, "finishedAt": at, "message": message}});
+        let oom = self.mishap.is_some_and(|(_, m)| m == Mishap::OutOfMemory);
+        self.status(api, |status| {
+            status["phase"] = json!("Failed");
+            if let Some((word, words)) = why {
+                status["reason"] = json!(word);
+                status["message"] = json!(words);
+            }
+            let courier = container(COURIER_CONTAINER, &state("Error", message));
+            status["initContainerStatuses"] = json!([courier]);
+            let build = container(BUILD_CONTAINER, &state(if oom { "OOMKilled" } else { "Error" }, None));
+            status["containerStatuses"] = json!([build]);
+        });
+        self.stage = Stage::Ended;
+    }
+
+    fn fail(&mut self, api: &mut Api, failure: Failure) {
+        self.write(api.now, Event::Failed { failure: failure.clone() });
+        self.end(api, Some(Outcome::Failed(failure)), None);
+    }
+
+    /// Goes a step further. What the pod's annotations say is known by then, unless its node is cut off.
+    pub fn step(&mut self, api: &mut Api, registry: &mut Registry) {
+        let stored = api.get(&self.key).filter(|p| uid(p) == self.uid).cloned();
+        if !self.lost {
+            match stored {
+                Some(pod) => self.view = (*pod).clone(),
+                // The kubelet sees that its pod is gone and kills it.
+                None => {
+                    self.stage = Stage::Ended;
+                    return;
+                }
+            }
+            if !self.view["metadata"]["deletionTimestamp"].is_null() {
+                let stopped = Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, "terminated");
+                self.fail(api, stopped);
+                api.remove(&self.key.clone());
+                return;
+            }
+            if self.view["spec"]["activeDeadlineSeconds"] == 1 && self.stage < Stage::Succeeded {
+                self.end(api, None, Some(("DeadlineExceeded", "simulated")));
+                return;
+            }
+        }
+        if self.stage >= Stage::Courier
+            && self.stage < Stage::Tagged
+            && let Some(stop) = annotation::<Stop>(&self.view, STOP_ANNOTATION)
+            && stop.attempt == self.attempt()
+        {
+            let class = if stop.reason == reason::TIMED_OUT {
+                FailureClass::Timeout
+            } else {
+                FailureClass::Cancelled
+            };
+            self.fail(api, Failure::new(class, &stop.reason, "the builder was told to stop"));
+            return;
+        }
+        if let Some((at, mishap)) = self.mishap.filter(|(at, _)| *at == self.stage)
+            && self.suffer(api, at, mishap)
+        {
+            return;
+        }
+        self.advance(api, registry);
+    }
+
+    /// Whether the mishap keeps the pod from going on.
+    fn suffer(&mut self, api: &mut Api, at: Stage, mishap: Mishap) -> bool {
+        let lost = || Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, "simulated");
+        self.suffered = Some(mishap);
+        match mishap {
+            Mishap::NodeLost => {
+                self.lost = true;
+                self.mishap = None;
+            }
+            Mishap::Hangs => return true,
+            Mishap::NoImage => {
+                let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "simulated"}});
+                let status = container(COURIER_CONTAINER, &waiting);
+                self.status(api, |s| s["initContainerStatuses"] = json!([status]));
+                return at == Stage::Scheduled;
+            }
+            Mishap::Reported | Mishap::OutOfMemory => self.fail(api, lost()),
+            Mishap::Evicted => self.end(api, None, Some(("Evicted", "simulated"))),
+            Mishap::Killed => self.end(api, None, None),
+        }
+        true
+    }
+
+    fn advance(&mut self, api: &mut Api, registry: &mut Registry) {
+        let now = api.now;
+        let running = json!({"running": {"startedAt": time(now + self.skew)}});
+        self.stage = match self.stage {
+            Stage::New => {
+                let at = time(now);
+                let key = self.key.clone();
+                api.change(&key, |pod| {
+                    pod["spec"]["nodeName"] = json!("node");
+                    pod["status"]["conditions"] =
+                        json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": at}]);
+                });
+                Stage::Scheduled
+            }
+            Stage::Scheduled => {
+                let request = (Kind::Map, self.key.1.clone(), self.key.2.clone());
+                let Some(map) = api.get(&request) else { return };
+                let text = map["data"][REQUEST_KEY].as_str().expect("a request");
+                let request: BuildRequest = serde_json::from_str(text).expect("a request");
+                let attempt = request.attempt.clone();
+                self.request = Some(request);
+                self.status(api, |s| {
+                    s["phase"] = json!("Pending");
+                    s["initContainerStatuses"] = json!([container(COURIER_CONTAINER, &running)]);
+                });
+                self.write(now, Event::CourierStarted { attempt });
+                Stage::Courier
+            }
+            Stage::Courier => {
+                self.status(api, |s| {
+                    s["phase"] = json!("Running");
+                    s["containerStatuses"] = json!([container(BUILD_CONTAINER, &running)]);
+                });
+                let step = |line| PlannedStep { stage: "0".into(), line, instruction: format!("RUN {line}") };
+                self.write(now, Event::Planned { steps: vec![step(1), step(2)] });
+                self.write(now, Event::StepStarted { step: 1 });
+                Stage::Building
+            }
+            Stage::Building => {
+                if self.content().contains("fail") {
+                    let failure = Failure::new(FailureClass::User, reason::STEP_FAILED, "exit code 1");
+                    self.fail(api, failure.in_step(1));
+                    return;
+                }
+                self.write(now, Event::StepDone { step: 1, cached: false });
+                self.write(now, Event::StepStarted { step: 2 });
+                Stage::Step1
+            }
+            Stage::Step1 => {
+                self.write(now, Event::StepDone { step: 2, cached: false });
+                Stage::Step2
+            }
+            Stage::Step2 => {
+                self.write(now, Event::Pushing);
+                Stage::Pushing
+            }
+            Stage::Pushing => {
+                self.write(now, Event::ReadyToTag { image: self.image() });
+                Stage::Ready
+            }
+            Stage::Ready => {
+                let permit = annotation::<Permit>(&self.view, PERMIT_ANNOTATION);
+                let digest = self.image().digest;
+                if !permit.is_some_and(|p| p.allows(&self.attempt(), &digest, now + self.skew)) {
+                    // A heartbeat every 20 seconds, and the last before now.
+                    self.write(now, Event::Heartbeat);
+                    if now - *self.ready.get_or_insert(now) > PERMIT_WAIT && !self.lost {
+                        let why = "no permit to tag";
+                        self.fail(
+                            api,
+                            Failure::new(FailureClass::Infrastructure, reason::NOT_PERMITTED, why),
+                        );
+                    }
+                    return;
+                }
+                registry.tag(api, self, &digest);
+                Stage::Tagged
+            }
+            Stage::Tagged => {
+                self.write(now, Event::Succeeded { image: self.image() });
+                Stage::Succeeded
+            }
+            Stage::Succeeded => {
+                self.end(api, Some(Outcome::Succeeded(self.image())), None);
+                return;
+            }
+            Stage::Ended => return,
+        };
+    }
+
+    fn image(&self) -> Pushed {
+        let reference = match self.request.as_ref().map(|r| &r.output) {
+            Some(kiln_contract::request::Output::Registry { references, .. }) => references[0].clone(),
+            _ => String::new(),
+        };
+        Pushed { reference, digest: Registry::digest(&self.content()), size: 1 }
+    }
+}
+
+fn container(name: &str, state: &Value) -> Value {
+    json!({"name": name, "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": state})
+}
+
+/// All pods at work, by UID.
+pub type Runners = BTreeMap<String, Runner>;
