@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::image::{Artifact, Descriptor, ResolvedImage};
 use crate::journal::Event;
+use crate::source::Git;
 
 /// Bytes of a frame at most: an image config (4 MiB at most) in JSON quotes.
 pub const MAX_FRAME: u32 = 16 << 20;
@@ -65,10 +66,11 @@ pub enum Call {
         checksum: Option<String>,
     },
     /// Check a git repository out and write its files as a tar into the descriptor that comes along: a regular file,
-    /// written from its start. No credentials go with it. Answered with [`Reply::CheckedOut`].
+    /// written from its start. No credentials go with it. In a pod the courier hands the call on to the container `git`,
+    /// as it came, over a socket of their own. Answered with [`Reply::CheckedOut`].
     FetchGit {
         /// What of which repository.
-        source: GitSource,
+        source: Git,
     },
     /// The output needs this blob. The descriptor that comes along is a readable, seekable file with its bytes; the
     /// courier reads it with `pread`, as often as it has to. Answered with [`Reply::Stored`].
@@ -121,32 +123,6 @@ pub enum Call {
         /// Why.
         failure: Failure,
     },
-}
-
-/// Files of a git repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct GitSource {
-    /// What git fetches from: `https://`, `http://`, `ssh://`, `git://` or `user@host:path`.
-    pub remote: String,
-    /// Branch, tag, commit or full reference; what the remote's HEAD names when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reference: Option<String>,
-    /// Directory of the repository; all of it when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subdir: Option<String>,
-    /// Commit, or the start of one, that the reference must name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checksum: Option<String>,
-    /// Whether the `.git` directory comes, too.
-    #[serde(default)]
-    pub keep_git_dir: bool,
-    /// Whether submodules are checked out.
-    #[serde(default)]
-    pub submodules: bool,
-    /// Files get the commit's time, not that of the checkout.
-    #[serde(default)]
-    pub commit_time: bool,
 }
 
 /// What the courier answers.

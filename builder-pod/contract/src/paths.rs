@@ -36,6 +36,12 @@ pub const CONTEXT_TREE: &str = "/kiln/context/tree";
 pub const FETCH_SECONDS: &str = "/kiln/context/seconds";
 /// What a fetch needs and the build does not (downloads, git's objects): an emptyDir, `source` only.
 pub const FETCH_DIR: &str = "/kiln/fetch";
+/// Directory of the socket between courier and `git`: an emptyDir of its own, in these two only.
+pub const GIT_DIR: &str = "/kiln/git";
+/// The socket at which the container `git` listens.
+pub const GIT_SOCKET: &str = "/kiln/git/git.sock";
+/// Where the container `git` works: an emptyDir, in it only.
+pub const GIT_WORK_DIR: &str = "/kiln/git-work";
 /// The Secret with the source's credentials, a file per key (`source` only).
 pub const SOURCE_AUTH_DIR: &str = "/kiln/source-auth";
 /// Where the kubelet reads the termination message from.
@@ -44,5 +50,7 @@ pub const TERMINATION_LOG: &str = "/dev/termination-log";
 pub const COURIER_CONTAINER: &str = "courier";
 /// Name of the container that fetches the source.
 pub const SOURCE_CONTAINER: &str = "source";
+/// Name of the container that checks git repositories out for ADD.
+pub const GIT_CONTAINER: &str = "git";
 /// Name of the build container.
 pub const BUILD_CONTAINER: &str = "build";

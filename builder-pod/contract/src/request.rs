@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::call::GitSource;
 use crate::source::{Git, Http, Oci};
 
 /// One attempt at one build.
@@ -85,7 +84,7 @@ pub enum NamedContext {
     /// An image, by reference, or `oci-layout://` and the directory of a layout on this machine.
     Image(String),
     /// Files of a git repository.
-    Git(GitSource),
+    Git(Git),
 }
 
 /// A file of the context.

@@ -9,11 +9,11 @@ pub const MAX_URL: usize = 2048;
 /// Bytes of a git reference at most: a component of a path, as git stores one.
 pub const MAX_REF: usize = 255;
 
-/// Files of a commit of a git repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Files of a commit of a git repository: a build's source, what ADD names, or a named context.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Git {
-    /// `https://…`, `http://…`, `ssh://…` or `user@host:path`.
+    /// `https://…`, `http://…`, `ssh://…` or `user@host:path`; ADD knows `git://…`, too.
     pub url: String,
     /// Branch, tag or full reference; what the remote's HEAD names when this and `commit` are absent.
     #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
@@ -29,6 +29,18 @@ pub struct Git {
     /// Whether files in Git LFS are fetched, instead of their pointers.
     #[serde(default)]
     pub lfs: bool,
+    /// Directory of the repository; all of it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subdir: Option<String>,
+    /// Commit, or the start of one, that the reference must name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    /// Whether the `.git` directory comes, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_git_dir: bool,
+    /// Files get the time of the checkout, not the commit's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkout_time: bool,
 }
 
 /// An archive from a web server.
@@ -73,10 +85,60 @@ pub enum Transport {
     Http,
     /// ssh.
     Ssh,
+    /// git's own protocol, in the clear. ADD only.
+    Git,
 }
 
 impl Git {
-    /// Checks URL, reference and commit.
+    /// How its repository is spoken with: what ADD and named contexts may name. Neither a command (`ext::…`), nor an option,
+    /// nor a path of the machine.
+    ///
+    /// # Errors
+    /// What was expected and what was found.
+    pub fn transport(&self) -> Result<Transport, String> {
+        let url = self.shown();
+        if self.url.len() > MAX_URL {
+            return Err(format!("the URL has {} bytes, more than the {MAX_URL} allowed", self.url.len()));
+        }
+        let wrong = || {
+            format!(
+                "expected a URL like https://host/path.git, ssh://user@host/path.git or user@host:path.git, found {url:?}"
+            )
+        };
+        if self.url.chars().any(char::is_control) {
+            return Err(wrong());
+        }
+        match self.url.split_once("://") {
+            Some(("https", _)) => Ok(Transport::Https),
+            Some(("http", _)) => Ok(Transport::Http),
+            Some(("ssh", _)) => Ok(Transport::Ssh),
+            Some(("git", _)) => Ok(Transport::Git),
+            Some(_) => Err(wrong()),
+            None => match self.url.split_once(':') {
+                // `host:path` without a user would also be `ext::command`.
+                Some((user, path))
+                    if user.contains('@') && is_word(user, b"._-@") && !path.starts_with('-') =>
+                {
+                    Ok(Transport::Ssh)
+                }
+                _ => Err(wrong()),
+            },
+        }
+    }
+
+    /// The URL without the password that it may carry.
+    pub fn shown(&self) -> String {
+        match self.url.split_once("://") {
+            Some((scheme, rest)) => {
+                let (authority, path) = rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
+                let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+                path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
+            }
+            None => self.url.clone(),
+        }
+    }
+
+    /// Checks URL, reference and commit, as a build's source may have them.
     ///
     /// # Errors
     /// What was expected and what was found.
@@ -219,7 +281,40 @@ mod tests {
 
     fn git(url: &str, reference: Option<&str>) -> Result<Transport, String> {
         let reference = reference.map(str::to_owned);
-        Git { url: url.into(), reference, commit: None, depth: 1, submodules: false, lfs: false }.check()
+        Git { url: url.into(), reference, depth: 1, ..Git::default() }.check()
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let shown = |url: &str| Git { url: url.into(), ..Git::default() }.shown();
+        assert_eq!(shown("https://u:p@h/r.git"), "https://h/r.git");
+        assert_eq!(shown("https://u:p@q@h/r@1.git"), "https://h/r@1.git");
+        assert_eq!(shown("git@h:r.git"), "git@h:r.git");
+    }
+
+    #[test]
+    fn add_knows_more_urls_and_no_commands() {
+        let transport = |url: &str| Git { url: url.into(), ..Git::default() }.transport();
+        for (url, expected) in [
+            ("https://u:p@h/x", Transport::Https),
+            ("git://h/x", Transport::Git),
+            ("git@h:x", Transport::Ssh),
+        ] {
+            assert_eq!(transport(url), Ok(expected), "{url}");
+        }
+        for bad in [
+            "ext::sh -c true",
+            "ext::sh@x:y",
+            "ext::a://b",
+            "file:///etc",
+            "/etc",
+            "-x",
+            "--a@b:c",
+            "g@h:-x",
+            "https://h/a\nb",
+        ] {
+            assert!(transport(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a build was given for its steps: secrets and ssh agents. Each is read when a step asks for it, and handed out
+//! What a build was given for its steps: secrets and ssh agents, and a git for ADD. Each secret is read when a step asks for it, and handed out
 //! through the step's descriptor only; nothing of it is kept.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_contract::call::{MAX_SECRET, Reply};
 use kiln_contract::failure::{Failure, FailureClass, reason};
+use kiln_git::Place;
 
 use crate::agent::Agent;
 use crate::agent::keys::Key;
@@ -25,6 +26,8 @@ pub struct Given {
     pub ssh_dir: Option<PathBuf>,
     /// One by one, on a plain machine.
     pub ssh: BTreeMap<String, Signers>,
+    /// Where git repositories are checked out.
+    pub git: Place,
 }
 
 /// Who signs for an agent.

@@ -12,14 +12,12 @@
 //! | [`journal`] | events, numbered and timed |
 //! | [`output`] | where blobs and manifests go: a registry, a layout, an archive |
 //! | [`manifest`] | composing and checking a manifest; pure |
-//! | [`git`] | checking a git repository out, by the program `git` |
 //! | [`failure`] | registry errors in the words of a build's failure; pure |
 
 pub mod agent;
 pub mod commit;
 pub mod control;
 pub mod failure;
-pub mod git;
 pub mod given;
 pub mod journal;
 pub mod manifest;
@@ -29,4 +27,5 @@ pub mod session;
 mod wire;
 
 pub use given::Given;
+pub use kiln_git::Place;
 pub use server::{Options, Served, serve};

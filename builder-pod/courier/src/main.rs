@@ -9,7 +9,7 @@ use clap::Parser;
 use kiln_contract::paths;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
-use kiln_courier::{Given, Options, serve};
+use kiln_courier::{Given, Options, Place, serve};
 use kiln_registry::Credentials;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,9 @@ struct Args {
     /// Directory with the private keys of steps' ssh agents, one file per id.
     #[arg(long, default_value = paths::SSH_DIR)]
     ssh: PathBuf,
+    /// Where the container that checks git repositories out listens, if there is one.
+    #[arg(long, default_value = paths::GIT_SOCKET)]
+    git: PathBuf,
     /// Directory for what survives a restart.
     #[arg(long, default_value = paths::STATE_DIR)]
     state: PathBuf,
@@ -77,7 +80,12 @@ async fn run(args: Args) -> Result<()> {
             paths::AUTH_FILE,
             "the imagePullSecrets of the build's service account",
         ),
-        given: Given { secrets_dir: Some(args.secrets), ssh_dir: Some(args.ssh), ..Given::default() },
+        given: Given {
+            secrets_dir: Some(args.secrets),
+            ssh_dir: Some(args.ssh),
+            git: Place::Container(args.git),
+            ..Given::default()
+        },
         ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from),
         control: Some(args.control),
         state_dir: Some(args.state),

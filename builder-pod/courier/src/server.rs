@@ -14,6 +14,7 @@ use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::journal::{Event, HEARTBEAT_SECONDS};
 use kiln_contract::report::Outcome;
 use kiln_contract::request::BuildRequest;
+use kiln_git::added;
 use kiln_registry::{Client, Credentials, Mirror, Registries, RetryPolicy};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::given::Given;
 use crate::journal::{Journal, Sink};
 use crate::output::{Bytestream, Target};
 use crate::session::{Files, Saved, Session};
-use crate::{agent, commit, git, wire};
+use crate::{agent, commit, wire};
 
 /// Connections at once: the builder has a handful of transfers under way, and events.
 const MAX_CONNECTIONS: usize = 64;
@@ -317,7 +318,8 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
         }
         Call::FetchGit { source } => {
             let out = needed(fd)?.into();
-            let task = tokio::task::spawn_blocking(move || git::fetch(&source, out));
+            let place = session.given.git.clone();
+            let task = tokio::task::spawn_blocking(move || added::fetch(&place, &source, out));
             Ok(Reply::CheckedOut { commit: task.await.map_err(|e| internal(e.to_string()))?? })
         }
         Call::PutBlob { blob } => {

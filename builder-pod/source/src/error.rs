@@ -1,25 +1,9 @@
 //! What can go wrong with a source, in the classes that decide who has to act.
 
 use kiln_contract::{Failure, FailureClass, reason};
+use kiln_git::Cause;
 
-/// Who has to act.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Other credentials are wanted.
-    Unauthorized,
-    /// It is not there.
-    NotFound,
-    /// Other bytes than the checksum names.
-    Checksum,
-    /// More than a limit.
-    TooLarge,
-    /// It breaks a rule.
-    Invalid,
-    /// Its server does not answer.
-    Unavailable,
-    /// A fault of ours or of the node.
-    Internal,
-}
+pub use kiln_git::Kind;
 
 /// A source that can't be had.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -56,6 +40,28 @@ impl Fault {
         Self::new(Kind::TooLarge, message)
     }
 
+    /// A checkout's fault, with what to do about it.
+    pub(crate) fn of_git(fault: kiln_git::Fault) -> Self {
+        let hint = match fault.cause {
+            Some(Cause::HostKey) => {
+                "; the server's key is not the one in known_hosts of the Secret (`ssh-keyscan HOST` prints it)"
+            }
+            Some(Cause::Certificate) => {
+                "; put the server's authority into ca.crt of the Secret that spec.source.git.secretName names"
+            }
+            Some(Cause::Login) => {
+                "; it is private, or not there: check the Secret that spec.source.git.secretName names"
+            }
+            Some(Cause::Transport) => "; submodules may be on https and ssh only",
+            Some(Cause::History) => "; ask for less history (spec.source.git.depth)",
+            Some(Cause::NoGit) => {
+                "; the image of the container source must be kiln-source of the same release"
+            }
+            None => "",
+        };
+        Self { output: fault.output, ..Self::new(fault.kind, format!("{}{hint}", fault.message)) }
+    }
+
     /// What the courier answered.
     pub fn told(failure: Failure) -> Self {
         Self { told: Some(Box::new(failure.clone())), ..Self::internal(failure.message) }
@@ -80,5 +86,11 @@ impl Fault {
             Some(output) if !output.trim().is_empty() => failure.with_log_tail(output),
             _ => failure,
         }
+    }
+}
+
+impl From<kiln_git::Fault> for Fault {
+    fn from(fault: kiln_git::Fault) -> Self {
+        Self::of_git(fault)
     }
 }

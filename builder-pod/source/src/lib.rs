@@ -4,22 +4,19 @@
 //! | module | does | IO |
 //! |---|---|---|
 //! | [`fetch`] | one source into one directory | yes |
-//! | [`git`] | a commit of a repository, by the program `git` | yes |
+//! | [`git`] | a commit of a repository, by `kiln-git` | yes |
 //! | [`http`] | an archive from a web server | yes |
 //! | [`oci`] | an artifact or an image, through the courier | yes |
 //! | [`archive`] | tar and zip -> tree | yes |
-//! | [`finish`] | modes, times and a last count | yes |
 //! | [`secrets`] | the keys of the Secret | reading |
 //! | [`courier`] | the courier's socket | yes |
-//! | [`limits`], [`error`] | numbers and their reasons; what can go wrong | no |
+//! | [`error`] | what can go wrong | no |
 
 pub mod archive;
 pub mod courier;
 pub mod error;
-pub mod finish;
 pub mod git;
 pub mod http;
-pub mod limits;
 pub mod oci;
 pub mod secrets;
 
@@ -30,6 +27,7 @@ use kiln_contract::source::Fetched;
 
 pub use courier::Courier;
 pub use error::Fault;
+pub use kiln_git::{finish, limits};
 pub use secrets::Secrets;
 
 /// Where a fetch works.

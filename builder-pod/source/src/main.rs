@@ -1,4 +1,4 @@
-//! The source container's program: paths are those of the builder pod, flags are for tests.
+//! The program of the containers `source` and, with `--serve-git`, `git`: paths are those of the builder pod, flags are for tests.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use kiln_contract::{Failure, FailureClass, paths, reason};
 use kiln_source::limits::MAX_SECONDS;
 use kiln_source::{Courier, Places, Secrets, fetch};
 
-/// Fetches a build's source.
+/// Fetches a build's source, or serves checkouts of git repositories to the courier.
 #[derive(Debug, Parser)]
 #[command(name = "kiln-source", version)]
 struct Args {
@@ -34,6 +34,15 @@ struct Args {
     /// For what is needed only while fetching.
     #[arg(long, default_value = paths::FETCH_DIR)]
     work: PathBuf,
+    /// Check git repositories out for the courier, until told to end.
+    #[arg(long)]
+    serve_git: bool,
+    /// Where to listen for the courier then.
+    #[arg(long, default_value = paths::GIT_SOCKET)]
+    git_socket: PathBuf,
+    /// Where to work then.
+    #[arg(long, default_value = paths::GIT_WORK_DIR)]
+    git_work: PathBuf,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -60,6 +69,10 @@ async fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    if args.serve_git {
+        return kiln_git::added::serve(&args.git_socket, &args.git_work)
+            .with_context(|| format!("listening at {}", args.git_socket.display()));
+    }
     let began = Instant::now();
     let courier = Courier::new(&args.socket);
     let told = |failure: Failure| -> Result<()> {

@@ -32,6 +32,7 @@ pub fn read(spec: &Spec) -> Option<Result<Remote, Failure>> {
             depth: u32::try_from(git.depth).unwrap_or(1),
             submodules: git.submodules,
             lfs: git.lfs,
+            ..Git::default()
         };
         return Some(match source.check() {
             Err(text) => Err(invalid(format!("spec.source.git: {text}"))),

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_contract::call::{Call, GitSource, MAX_SECRET, Reply, Stored};
+use kiln_contract::call::{Call, MAX_SECRET, Reply, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
+use kiln_contract::source::Git;
 use kiln_contract::{Descriptor, Failure, VERSION, reason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -251,7 +252,7 @@ impl Courier for Client {
         }
     }
 
-    fn fetch_git(&self, source: &GitSource, file: BorrowedFd<'_>) -> Result<String, CourierError> {
+    fn fetch_git(&self, source: &Git, file: BorrowedFd<'_>) -> Result<String, CourierError> {
         let call = Call::FetchGit { source: source.clone() };
         match self.call(&call, Some(file), Patience::UntilStopped)? {
             Reply::CheckedOut { commit } => Ok(commit),

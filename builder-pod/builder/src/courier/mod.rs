@@ -6,9 +6,10 @@ mod frame;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use kiln_contract::call::{GitSource, Stored};
+use kiln_contract::call::Stored;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
+use kiln_contract::source::Git;
 use kiln_contract::{Descriptor, Failure};
 
 use crate::engine::Secret;
@@ -87,7 +88,7 @@ pub trait Courier: Send + Sync {
     ///
     /// # Errors
     /// As [`Courier::fetch`].
-    fn fetch_git(&self, source: &GitSource, file: BorrowedFd<'_>) -> Result<String, CourierError>;
+    fn fetch_git(&self, source: &Git, file: BorrowedFd<'_>) -> Result<String, CourierError>;
 
     /// Gives a blob to the output; `file` is readable and seekable.
     ///

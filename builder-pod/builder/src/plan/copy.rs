@@ -1,8 +1,8 @@
 //! COPY and ADD: paths, flags and the text of the history.
 
-use kiln_contract::call::GitSource;
 use kiln_contract::image::is_sha256_digest;
 use kiln_contract::reason::DOCKERFILE_INVALID;
+use kiln_contract::source::{Git, is_commit};
 use kiln_dockerfile::git::GitTime;
 use kiln_dockerfile::instruction::Transfer;
 use kiln_dockerfile::url::Url;
@@ -155,13 +155,13 @@ fn remote(source: &str) -> Result<Remote, GitRefError> {
 ///
 /// # Errors
 /// It asks for something that can't be.
-pub fn git_context(text: &str) -> Result<Option<GitSource>, String> {
+pub fn git_context(text: &str) -> Result<Option<Git>, String> {
     let git = GitRef::parse(text).map_err(|e| e.to_string())?;
     git.map(|git| git_source(git, None, None)).transpose()
 }
 
 /// What the courier is asked for. The flags of the instruction and the options of the reference must agree.
-fn git_source(git: GitRef, keep_git_dir: Option<bool>, checksum: Option<&str>) -> Result<GitSource, String> {
+fn git_source(git: GitRef, keep_git_dir: Option<bool>, checksum: Option<&str>) -> Result<Git, String> {
     let given = git.checksum.as_deref();
     if let (Some(one), Some(other)) = (given, checksum)
         && one != other
@@ -172,16 +172,21 @@ fn git_source(git: GitRef, keep_git_dir: Option<bool>, checksum: Option<&str>) -
     if let Some(sum) = checksum.as_deref().filter(|sum| !sum.bytes().all(|b| b.is_ascii_hexdigit())) {
         return Err(format!("{}: expected a commit in hexadecimal digits, found {sum:?}", git.remote));
     }
-    let by_commit = checksum.clone().filter(|_| git.fetch_by_commit);
-    Ok(GitSource {
-        reference: by_commit.or(git.reference),
+    let wanted = checksum.clone().filter(|_| git.fetch_by_commit).or(git.reference);
+    let lower = wanted.as_deref().map(str::to_ascii_lowercase);
+    let commit = lower.filter(|text| is_commit(text));
+    Ok(Git {
+        reference: wanted.filter(|_| commit.is_none()),
+        commit,
+        depth: 1,
+        lfs: false,
         subdir: git.subdir,
         checksum,
         keep_git_dir: keep_git_dir.or(git.keep_git_dir).unwrap_or(false),
         submodules: git.submodules.unwrap_or(true),
-        commit_time: git.mtime == Some(GitTime::Commit),
+        checkout_time: git.mtime != Some(GitTime::Commit),
         // A person who writes github.com/a/b as a context means this.
-        remote: if git.local_lookalike { format!("https://{}.git", git.remote) } else { git.remote },
+        url: if git.local_lookalike { format!("https://{}.git", git.remote) } else { git.remote },
     })
 }
 

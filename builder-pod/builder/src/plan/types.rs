@@ -2,9 +2,9 @@
 
 use std::ops::RangeInclusive;
 
-use kiln_contract::call::GitSource;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::{MAX_INSTRUCTION, PlannedStep};
+use kiln_contract::source::Git;
 use kiln_contract::text::{printable, truncate};
 
 use super::Mount;
@@ -192,7 +192,7 @@ pub enum Item {
     /// Files of a git repository.
     Git {
         /// Which.
-        source: GitSource,
+        source: Git,
         /// `--exclude`.
         excludes: Vec<String>,
     },

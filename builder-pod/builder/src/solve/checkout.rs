@@ -5,7 +5,7 @@ use std::io::Seek as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use kiln_contract::call::GitSource;
+use kiln_contract::source::Git;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::failure::{Halt, internal, of_engine};
@@ -25,7 +25,7 @@ impl Checkout {
     ///
     /// # Errors
     /// The courier's, or there is no room.
-    pub fn fetch(courier: &dyn Courier, source: &GitSource, spool: &Path, name: &str) -> Result<Self, Halt> {
+    pub fn fetch(courier: &dyn Courier, source: &Git, spool: &Path, name: &str) -> Result<Self, Halt> {
         let mut tar = spool_file(spool, &format!("{name}.tar"))?;
         courier.fetch_git(source, tar.as_fd())?;
         let path = spool.join(name);

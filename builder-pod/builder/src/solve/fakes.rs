@@ -6,8 +6,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 
-use kiln_contract::call::{GitSource, Stored};
+use kiln_contract::call::Stored;
 use kiln_contract::image::ResolvedImage;
+use kiln_contract::source::Git;
 use kiln_contract::{Descriptor, FailureClass, reason};
 use serde_json::{Value, json};
 
@@ -248,8 +249,8 @@ impl Courier for FakeCourier {
         Ok(Fetched { size: url.len() as u64, digest: id(url), modified: Some(7) })
     }
 
-    fn fetch_git(&self, source: &GitSource, _file: BorrowedFd<'_>) -> Result<String, CourierError> {
-        self.note("fetch_git", &source.remote)?;
+    fn fetch_git(&self, source: &Git, _file: BorrowedFd<'_>) -> Result<String, CourierError> {
+        self.note("fetch_git", &source.url)?;
         Ok("0".repeat(40))
     }
 

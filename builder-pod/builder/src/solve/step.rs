@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;
 
-use kiln_contract::call::GitSource;
 use kiln_contract::journal::Event;
+use kiln_contract::source::Git;
 use kiln_contract::{Failure, FailureClass, reason};
 use sha2::{Digest, Sha256};
 
@@ -297,7 +297,7 @@ impl<'a> Steps<'a> {
         &self,
         view: &View,
         to: &Destination,
-        source: &GitSource,
+        source: &Git,
         excludes: &[String],
     ) -> Result<(), CopyFault> {
         let checkout = Checkout::fetch(self.shared.courier, source, self.world.spool, "checkout")?;

@@ -3,16 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::read_error;
 use crate::error::Fault;
-use crate::finish::{mode_of, times};
+use crate::finish::{mode_of, path_in, times};
 use crate::limits::{Budget, MAX_DEPTH, MAX_PATH};
 
 /// Where an entry goes: its directory, its name there, and its whole path.
@@ -34,13 +33,6 @@ pub struct Placer<'a> {
     last: Option<(Vec<u8>, OwnedFd)>,
     /// What this layer has made; only kept for an image's.
     made: Option<BTreeSet<Vec<u8>>>,
-}
-
-/// A file through its directory's descriptor: no component of the path is looked up again.
-pub(crate) fn path_in(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
-    let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
-    path.push(std::ffi::OsStr::from_bytes(name));
-    path
 }
 
 fn shown(path: &[u8]) -> String {

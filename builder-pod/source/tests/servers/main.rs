@@ -1,6 +1,7 @@
 //! The fetchers against real servers on this machine: git over https with an authority of its own and over ssh, LFS, archives,
 //! and a registry behind the real courier. Needs git, git-lfs, openssl and sshd; `scripts/check` installs them.
 
+mod added;
 mod git;
 mod http;
 mod oci;
@@ -50,8 +51,7 @@ impl Fetch {
 
 /// A source in git.
 pub(crate) fn git(url: &str, change: impl FnOnce(&mut Git)) -> Source {
-    let mut git =
-        Git { url: url.into(), reference: None, commit: None, depth: 1, submodules: false, lfs: false };
+    let mut git = Git { url: url.into(), depth: 1, ..Git::default() };
     change(&mut git);
     Source::Git(git)
 }

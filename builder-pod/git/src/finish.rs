@@ -1,8 +1,9 @@
-//! The last look at a checkout: `.git` goes, every file can be read by the builder (another user), times are the commit's, and
-//! all is counted.
+//! The last look at a checkout: `.git` goes unless it is wanted, every file can be read by the builder (another user), times
+//! are the commit's, and all is counted.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -23,20 +24,32 @@ pub fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// Tidies `tree`.
+/// A file through its directory's descriptor: no component of the path is looked up again.
+pub fn path_in(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+    let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    path.push(std::ffi::OsStr::from_bytes(name));
+    path
+}
+
+/// Tidies `tree`: its files get that time, and `.git` goes unless it is to be kept.
 ///
 /// # Errors
 /// [`crate::error::Kind::TooLarge`]; a fault of the file system.
-pub fn tidy(tree: &Path, seconds: i64) -> Result<(), Fault> {
+pub fn tidy(tree: &Path, seconds: i64, keep_git: bool) -> Result<(), Fault> {
     let root = rustix::fs::openat(CWD, tree, DIRECTORY, Mode::empty())
         .map_err(|e| Fault::internal(format!("opening {}: {e}", tree.display())))?;
-    directory(root.as_fd(), seconds, 0, &mut Budget::default())
+    directory(root.as_fd(), &Wanted { seconds, keep_git }, 0, &mut Budget::default())
 }
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-fn directory(dir: BorrowedFd<'_>, seconds: i64, depth: usize, budget: &mut Budget) -> Result<(), Fault> {
+struct Wanted {
+    seconds: i64,
+    keep_git: bool,
+}
+
+fn directory(dir: BorrowedFd<'_>, wanted: &Wanted, depth: usize, budget: &mut Budget) -> Result<(), Fault> {
     if depth > MAX_DEPTH {
         return Err(Fault::invalid(format!("the source has directories deeper than {MAX_DEPTH}")));
     }
@@ -51,7 +64,9 @@ fn directory(dir: BorrowedFd<'_>, seconds: i64, depth: usize, budget: &mut Budge
     for name in names {
         if name.to_bytes() == b".git" {
             // Only git's own: a tree that holds such a name is refused by git (core.protectHFS, core.protectNTFS).
-            remove(dir, &name)?;
+            if !wanted.keep_git {
+                remove(dir, &name)?;
+            }
             continue;
         }
         budget.file()?;
@@ -60,7 +75,7 @@ fn directory(dir: BorrowedFd<'_>, seconds: i64, depth: usize, budget: &mut Budge
             FileType::Directory => {
                 let below: OwnedFd =
                     rustix::fs::openat(dir, &name, DIRECTORY, Mode::empty()).map_err(failed)?;
-                directory(below.as_fd(), seconds, depth + 1, budget)?;
+                directory(below.as_fd(), wanted, depth + 1, budget)?;
             }
             FileType::RegularFile => {
                 budget.bytes(stat.st_size.unsigned_abs())?;
@@ -74,10 +89,11 @@ fn directory(dir: BorrowedFd<'_>, seconds: i64, depth: usize, budget: &mut Budge
                 ));
             }
         }
-        rustix::fs::utimensat(dir, &name, &times((seconds, 0)), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        rustix::fs::utimensat(dir, &name, &times((wanted.seconds, 0)), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed)?;
     }
     rustix::fs::fchmod(dir, Mode::from_raw_mode(0o755)).map_err(failed)?;
-    rustix::fs::futimens(dir, &times((seconds, 0))).map_err(failed)
+    rustix::fs::futimens(dir, &times((wanted.seconds, 0))).map_err(failed)
 }
 
 fn remove(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<(), Fault> {
@@ -85,7 +101,7 @@ fn remove(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<(), Fault> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) => Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {
-            let path = crate::archive::place::path_in(dir, name.to_bytes());
+            let path = path_in(dir, name.to_bytes());
             std::fs::remove_dir_all(path).map_err(|e| failed(e.to_string()))
         }
         Err(e) => Err(failed(e.to_string())),
@@ -107,7 +123,7 @@ mod tests {
         std::fs::write(path("sub/run"), "x").expect("written");
         std::fs::set_permissions(path("sub/run"), std::fs::Permissions::from_mode(0o4700)).expect("set");
         std::os::unix::fs::symlink("/nowhere", path("link")).expect("linked");
-        tidy(dir.path(), 1000).expect("tidied");
+        tidy(dir.path(), 1000, false).expect("tidied");
         assert!(!path(".git").exists() && !path("sub/.git").exists());
         let run = std::fs::metadata(path("sub/run")).expect("there");
         assert_eq!((run.mode() & 0o7777, run.mtime()), (0o755, 1000));

@@ -1,67 +1,77 @@
 //! A commit of a git repository, by the program `git`, which executes nothing of the repository: no hooks, no filters but LFS
 //! where that is asked for, no helpers, no local paths. Objects lie apart from the files, so there is no `.git` among these.
 
-mod environment;
-mod process;
-mod words;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kiln_contract::source::{Fetched, Git, Transport, is_commit};
+use kiln_contract::source::{Git, Transport, is_commit};
 
-use crate::Places;
+use crate::environment::{Access, Environment};
 use crate::error::{Fault, Kind};
 use crate::finish::tidy;
 use crate::limits::Budget;
-use crate::secrets::Secrets;
-use environment::Environment;
+use crate::{process, words};
 
 /// Where the wanted commit is remembered in our own repository.
-const WANTED: &str = "refs/kiln/wanted";
+const WANTED: &str = "refs/kiln-wanted";
 /// How often git is tried when the network is at fault, and the seconds between.
 const TRIES: u64 = 3;
 const PAUSE: u64 = 2;
 
-/// Fetches a commit.
+/// Checks a commit out into `tree`, an empty directory; `work` is for what is needed only meanwhile. Gives the commit. Blocks.
 ///
 /// # Errors
 /// It can't be had, or breaks a rule.
-pub fn fetch(source: &Git, secrets: &Secrets, places: &Places) -> Result<Fetched, Fault> {
-    let transport = source.check().map_err(|text| Fault::invalid(format!("spec.source.git: {text}")))?;
-    println!("Fetching {}", source.url);
-    let repository = Repository::new(source, transport, secrets, places)?;
+pub fn fetch(source: &Git, access: &Access, tree: &Path, work: &Path) -> Result<String, Fault> {
+    let transport = source.transport().map_err(Fault::invalid)?;
+    let repository = Repository::new(source, transport, access, tree, work)?;
+    repository.say(&format!("Fetching {}", repository.url));
     let commit = repository.fetch()?;
-    println!("Checking out {commit}");
+    repository.say(&format!("Checking out {commit}"));
     repository.measure(&commit)?;
     repository.git(&["checkout", "--quiet", "--force", "--detach", &commit])?;
-    if source.submodules && places.tree.join(".gitmodules").symlink_metadata().is_ok() {
+    if source.submodules && tree.join(".gitmodules").symlink_metadata().is_ok() {
         repository.submodules()?;
     }
     let seconds = repository.git(&["show", "--no-patch", "--format=%ct", &commit])?;
-    tidy(&places.tree, seconds.trim().parse().unwrap_or(0))?;
-    println!("Fetched {commit}");
-    Ok(Fetched { revision: commit, digest: None })
+    if source.keep_git_dir {
+        // As a clone has it; HEAD keeps the commit.
+        repository.git(&["update-ref", "-d", WANTED])?;
+        repository.git(&["config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"])?;
+    }
+    tidy(tree, seconds.trim().parse().unwrap_or(0), source.keep_git_dir)?;
+    repository.say(&format!("Fetched {commit}"));
+    Ok(commit)
 }
 
 struct Repository<'a> {
     source: &'a Git,
     environment: Environment,
+    /// The URL as it may be shown.
+    url: String,
     git_dir: PathBuf,
     tree: &'a Path,
     work: &'a Path,
+    log: bool,
 }
 
 impl<'a> Repository<'a> {
     fn new(
         source: &'a Git,
         transport: Transport,
-        secrets: &Secrets,
-        places: &'a Places,
+        access: &Access,
+        tree: &'a Path,
+        work: &'a Path,
     ) -> Result<Self, Fault> {
-        let environment = Environment::new(source, transport, secrets, &places.work)?;
-        let git_dir = places.work.join("git");
-        Ok(Self { source, environment, git_dir, tree: &places.tree, work: &places.work })
+        let environment = Environment::new(source, transport, access, work)?;
+        let git_dir = if source.keep_git_dir { tree.join(".git") } else { work.join("git") };
+        Ok(Self { source, environment, url: source.shown(), git_dir, tree, work, log: access.log })
+    }
+
+    fn say(&self, text: &str) {
+        if self.log {
+            println!("{text}");
+        }
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -73,7 +83,7 @@ impl<'a> Repository<'a> {
 
     /// Runs git outside of any repository.
     fn bare(&self, words: &[&str]) -> Result<String, Fault> {
-        process::run(self.command(words), self.work).map_err(|e| self.fault(&e))
+        process::run(self.command(words), self.work, self.log).map_err(|e| self.fault(&e))
     }
 
     /// Runs git in ours.
@@ -84,11 +94,11 @@ impl<'a> Repository<'a> {
     fn try_git(&self, words: &[&str]) -> Result<String, process::Error> {
         let mut command = self.command(words);
         command.env("GIT_DIR", &self.git_dir).env("GIT_WORK_TREE", self.tree).current_dir(self.tree);
-        process::run(command, self.work)
+        process::run(command, self.work, self.log)
     }
 
     fn fault(&self, error: &process::Error) -> Fault {
-        words::fault(error, &self.source.url)
+        words::fault(error, &self.url)
     }
 
     /// Again while the network is at fault.
@@ -97,7 +107,7 @@ impl<'a> Repository<'a> {
         loop {
             match work() {
                 Err(fault) if fault.kind == Kind::Unavailable && tries < TRIES => {
-                    println!("{}; trying again", fault.message);
+                    self.say(&format!("{}; trying again", fault.message));
                     std::thread::sleep(std::time::Duration::from_secs(PAUSE * tries));
                     tries += 1;
                 }
@@ -124,7 +134,7 @@ impl<'a> Repository<'a> {
                 })?;
                 let commit = format!("{wanted}^{{commit}}");
                 self.try_git(&["update-ref", WANTED, &commit]).map_err(|_| {
-                    let text = format!("{} has no commit {wanted} in its branches and tags", self.source.url);
+                    let text = format!("{} has no commit {wanted} in its branches and tags", self.url);
                     Fault::new(Kind::NotFound, text)
                 })?;
             }
@@ -132,9 +142,10 @@ impl<'a> Repository<'a> {
         }
         let commit = format!("{WANTED}^{{commit}}");
         let found = self.git(&["rev-parse", "--verify", "--end-of-options", &commit])?.trim().to_owned();
-        match &self.source.commit {
-            Some(expected) if *expected != found => {
-                let text = format!("{} gave commit {found}, expected {expected}", self.source.url);
+        let expected = self.source.commit.iter().chain(&self.source.checksum);
+        match expected.into_iter().find(|expected| !found.starts_with(expected.as_str())) {
+            Some(expected) => {
+                let text = format!("{} gave commit {found}, expected {expected}", self.url);
                 Err(Fault::new(Kind::Checksum, text))
             }
             _ if !is_commit(&found) => Err(Fault::internal(format!("git says that the commit is {found:?}"))),
@@ -168,7 +179,7 @@ impl<'a> Repository<'a> {
                     Some(reference) => format!("no branch, tag or reference {reference}"),
                     None => "no HEAD; name a ref".to_owned(),
                 };
-                Err(Fault::new(Kind::NotFound, format!("{} has {what}", self.source.url)))
+                Err(Fault::new(Kind::NotFound, format!("{} has {what}", self.url)))
             }
         }
     }
@@ -185,7 +196,7 @@ impl<'a> Repository<'a> {
     }
 
     fn submodules(&self) -> Result<(), Fault> {
-        println!("Fetching submodules");
+        self.say("Fetching submodules");
         let depth = format!("--depth={}", self.source.depth);
         let words = ["submodule", "--quiet", "update", "--init", "--recursive"];
         let shallow: Vec<&str> = words.into_iter().chain([depth.as_str()]).collect();
@@ -201,12 +212,13 @@ fn format_of(id: &str) -> &'static str {
     if id.len() == 64 { "sha256" } else { "sha1" }
 }
 
-/// The full names that a reference may stand for, branches before tags (as BuildKit and `git checkout`).
+/// The full names that a reference may stand for, in the order that counts: what it says in full, then branches before tags (as
+/// BuildKit and `git checkout`).
 fn candidates(reference: Option<&str>) -> Vec<String> {
     match reference {
         None | Some("HEAD") => vec!["HEAD".to_owned()],
         Some(full) if full.starts_with("refs/") => vec![full.to_owned()],
-        Some(short) => vec![format!("refs/heads/{short}"), format!("refs/tags/{short}")],
+        Some(short) => ["", "heads/", "tags/"].map(|kind| format!("refs/{kind}{short}")).into(),
     }
 }
 
@@ -218,7 +230,8 @@ mod tests {
     fn a_short_name_is_a_branch_or_a_tag() {
         assert_eq!(candidates(None), ["HEAD"]);
         assert_eq!(candidates(Some("refs/pull/1/head")), ["refs/pull/1/head"]);
-        assert_eq!(candidates(Some("v1")), ["refs/heads/v1", "refs/tags/v1"]);
+        assert_eq!(candidates(Some("v1")), ["refs/v1", "refs/heads/v1", "refs/tags/v1"]);
+        assert_eq!(candidates(Some("pull/1/head"))[0], "refs/pull/1/head");
         assert_eq!((format_of(&"0".repeat(40)), format_of(&"0".repeat(64))), ("sha1", "sha256"));
     }
 }

@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// It did not end well.
 #[derive(Debug)]
-pub(super) enum Error {
+pub(crate) enum Error {
     /// It ended with another code than 0, and said this.
     Failed(String),
     /// It kept more on disk than allowed.
@@ -29,12 +29,12 @@ pub(super) enum Error {
     System(io::Error),
 }
 
-/// Runs it; its output. `work` is where it keeps its files.
-pub(super) fn run(mut command: Command, work: &Path) -> Result<String, Error> {
+/// Runs it; its output. `work` is where it keeps its files; with `log` what it complains of goes to our own log, too.
+pub(crate) fn run(mut command: Command, work: &Path, log: bool) -> Result<String, Error> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(Error::System)?;
     let stdout = child.stdout.take().map(|out| std::thread::spawn(move || collect(out)));
-    let stderr = child.stderr.take().map(|err| std::thread::spawn(move || tail(err)));
+    let stderr = child.stderr.take().map(|err| std::thread::spawn(move || tail(err, log)));
     let mut looked = Instant::now();
     let status = loop {
         match child.try_wait().map_err(Error::System)? {
@@ -70,12 +70,14 @@ fn collect(mut out: impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Passes it on to our own log, and keeps the end.
-fn tail(mut err: impl Read) -> String {
+/// Passes it on to our own log where that is wanted, and keeps the end.
+fn tail(mut err: impl Read, log: bool) -> String {
     let mut kept: VecDeque<u8> = VecDeque::new();
     let mut buffer = [0; 4096];
     while let Ok(got @ 1..) = err.read(&mut buffer) {
-        let _ = io::stderr().write_all(&buffer[..got]);
+        if log {
+            let _ = io::stderr().write_all(&buffer[..got]);
+        }
         kept.extend(&buffer[..got]);
         let surplus = kept.len().saturating_sub(MAX_WORDS);
         kept.drain(..surplus);

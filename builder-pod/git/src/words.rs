@@ -1,7 +1,7 @@
 //! What git and ssh complain of, in the classes that decide who has to act. Pure. Their words are those of LC_ALL=C.
 
-use super::process::Error;
-use crate::error::{Fault, Kind};
+use crate::error::{Cause, Fault, Kind};
+use crate::process::Error;
 
 /// Words and what they mean; the first that is found counts.
 const TABLE: [(&str, Kind); 37] = [
@@ -45,34 +45,35 @@ const TABLE: [(&str, Kind); 37] = [
 ];
 
 /// The fault that an error stands for.
-pub(super) fn fault(error: &Error, url: &str) -> Fault {
+pub(crate) fn fault(error: &Error, url: &str) -> Fault {
     let words = match error {
         Error::Failed(words) => words,
         Error::TooLarge => {
-            return Fault::too_large(format!(
-                "git needs more than {} GiB for {url}; ask for less history (spec.source.git.depth)",
-                crate::limits::MAX_WORK >> 30
-            ));
+            let text = format!("git needs more than {} GiB for {url}", crate::limits::MAX_WORK >> 30);
+            return Fault { cause: Some(Cause::History), ..Fault::too_large(text) };
+        }
+        Error::System(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Fault {
+                cause: Some(Cause::NoGit),
+                ..Fault::internal("the program git is not installed")
+            };
         }
         Error::System(e) => return Fault::internal(format!("git could not be run: {e}")),
     };
     let kind =
         TABLE.iter().find(|(part, _)| words.contains(part)).map_or(Kind::Unavailable, |(_, kind)| *kind);
     let line = telling(words);
-    let hint = match kind {
+    let cause = match kind {
         Kind::Unauthorized if words.contains("ost key") || words.contains("IDENTIFICATION") => {
-            "; the server's key is not the one in known_hosts of the Secret (`ssh-keyscan HOST` prints it)"
+            Some(Cause::HostKey)
         }
-        Kind::Unauthorized if words.contains("ertificate") => {
-            "; put the server's authority into ca.crt of the Secret that spec.source.git.secretName names"
-        }
-        Kind::Unauthorized => {
-            "; it is private, or not there: check the Secret that spec.source.git.secretName names"
-        }
-        Kind::Invalid if words.contains("transport '") => "; submodules may be on https and ssh only",
-        _ => "",
+        Kind::Unauthorized if words.contains("ertificate") => Some(Cause::Certificate),
+        Kind::Unauthorized => Some(Cause::Login),
+        Kind::Invalid if words.contains("transport '") => Some(Cause::Transport),
+        _ => None,
     };
-    Fault { output: Some(words.clone()), ..Fault::new(kind, format!("git can't fetch {url}: {line}{hint}")) }
+    let fault = Fault::new(kind, format!("git can't fetch {url}: {line}"));
+    Fault { output: Some(words.clone()), cause, ..fault }
 }
 
 /// What git says after every fault of ssh.
