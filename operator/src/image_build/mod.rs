@@ -20,6 +20,7 @@ pub mod names;
 pub mod observe;
 pub mod outcome;
 pub mod pod;
+mod pod_git;
 mod pod_source;
 pub mod reconcile;
 pub mod remote;

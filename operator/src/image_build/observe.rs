@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
 use kiln_contract::control::{PERMIT_ANNOTATION, PERMIT_UNTIL_ANNOTATION, Permit, STOP_ANNOTATION, Stop};
-use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER, SOURCE_CONTAINER};
+use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER, GIT_CONTAINER, SOURCE_CONTAINER};
 use kiln_contract::text::truncate;
 
 use super::names::ATTEMPT_ANNOTATION;
@@ -55,6 +55,8 @@ pub struct PodView {
     pub source: ContainerView,
     /// When `source` ended.
     pub source_ended: Option<Timestamp>,
+    /// The container `git`; empty where there is none.
+    pub git: ContainerView,
     /// The builder.
     pub build: ContainerView,
     /// The permit it carries.
@@ -137,6 +139,7 @@ impl PodView {
             courier: container(status.init_container_statuses.as_deref(), COURIER_CONTAINER),
             source: container(status.init_container_statuses.as_deref(), SOURCE_CONTAINER),
             source_ended: source_ended(status),
+            git: container(status.init_container_statuses.as_deref(), GIT_CONTAINER),
             build: container(status.container_statuses.as_deref(), BUILD_CONTAINER),
             permit: annotation(PERMIT_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
             permit_until: annotation(PERMIT_UNTIL_ANNOTATION).and_then(|text| text.parse().ok()),

@@ -29,7 +29,7 @@ use super::validate::{Build, Desired, Given};
 pub const DEADLINE_MARGIN: i64 = 300;
 /// Seconds between SIGTERM and SIGKILL: the builder ends within 5, then the courier reports.
 const GRACE_SECONDS: i64 = 60;
-/// User of courier and source: no process of the build has it.
+/// User of courier, source and git: no process of the build has it.
 const NOBODY: i64 = 65_532;
 /// Registry Secrets of a service account that are mounted; kubelets know no limit, a pod spec should.
 pub const MAX_SECRETS: usize = 32;
@@ -99,7 +99,9 @@ impl Blueprint<'_> {
         Pod {
             metadata,
             spec: Some(PodSpec {
-                init_containers: Some([self.courier()].into_iter().chain(self.source()).collect()),
+                init_containers: Some(
+                    [self.courier()].into_iter().chain(self.source()).chain(self.git()).collect(),
+                ),
                 containers: vec![self.build_container()],
                 volumes: Some(self.volumes()),
                 service_account_name: Some(self.build.service_account.clone()),
@@ -136,6 +138,10 @@ impl Blueprint<'_> {
             (0..self.secrets.len()).map(|n| read_only(&auth(n), &format!("{}/{n}", paths::AUTH_DIR))),
         );
         mounts.extend(self.given().map(|(name, path, _)| read_only(name, path)));
+        if self.has_git() {
+            // A socket can be connected to all the same, and not be replaced.
+            mounts.push(read_only("git", paths::GIT_DIR));
+        }
         Container {
             name: paths::COURIER_CONTAINER.to_owned(),
             image: Some(self.config.builder_image.clone()),
@@ -249,6 +255,7 @@ impl Blueprint<'_> {
         }));
         volumes.extend(self.given().map(|(name, _, list)| given_volume(name, list)));
         volumes.extend(self.source_volumes());
+        volumes.extend(self.git_volumes());
         volumes
     }
 }

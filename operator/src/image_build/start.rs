@@ -51,10 +51,11 @@ pub fn start(pod: &PodView, now: Timestamp, grace: i64) -> Start {
         let message = format!("pod {} fetches the source", pod.name);
         return Start::Waiting { reason: reasons::FETCHING.to_owned(), message, until: None };
     }
-    let containers = [("courier", &pod.courier), ("source", &pod.source), ("build", &pod.build)];
-    let fetches = pod.source != ContainerView::default();
-    let containers = containers.into_iter().filter(|(name, _)| *name != "source" || fetches);
-    let Some((name, container)) = containers.into_iter().find(|(_, c)| !c.has_started()) else {
+    let optional = [("source", &pod.source), ("git", &pod.git)];
+    let optional = optional.into_iter().filter(|(_, c)| **c != ContainerView::default());
+    let mut containers =
+        [("courier", &pod.courier)].into_iter().chain(optional).chain([("build", &pod.build)]);
+    let Some((name, container)) = containers.find(|(_, c)| !c.has_started()) else {
         return Start::Done;
     };
     let failed = |message: String| {
@@ -127,6 +128,14 @@ mod tests {
                 }),
                 1299,
                 "Starting true",
+            ),
+            (
+                pod(|p| {
+                    p.courier.running = true;
+                    p.git.waiting = Some(("ImagePullBackOff".into(), "w".into()));
+                }),
+                1,
+                "ImagePullBackOff true",
             ),
             (no_node, 9999, "Unschedulable false"),
             (PodView::default(), 0, "Starting false"),

@@ -313,11 +313,8 @@ impl Build {
 
 /// Parses the Dockerfile, so that its author learns of a fault without waiting for a pod.
 fn check_dockerfile(spec: &ImageBuildSpec, files: &[File]) -> Result<(), Failure> {
-    let (Some(dir), Some(file)) = (normalize(&spec.context_dir), normalize(&spec.dockerfile)) else {
-        return Err(outside());
-    };
-    let path = if dir.is_empty() { file } else { format!("{dir}/{file}") };
-    let Some(found) = files.iter().find(|f| normalize(&f.path).as_deref() == Some(&path)) else {
+    let Some(path) = dockerfile_path(&spec.context_dir, &spec.dockerfile) else { return Err(outside()) };
+    let Some(found) = file_at(files, &path) else {
         let names: Vec<&str> = files.iter().map(|f| f.path.as_str()).take(10).collect();
         return Err(Failure::new(
             FailureClass::User,
@@ -337,6 +334,17 @@ fn check_dockerfile(spec: &ImageBuildSpec, files: &[File]) -> Result<(), Failure
         Err(error) => Err(Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, error.to_string())
             .at(&spec.dockerfile, error.position(text).0)),
     }
+}
+
+/// Where the Dockerfile is in the source; `None` when that leaves it.
+pub(super) fn dockerfile_path(context_dir: &str, dockerfile: &str) -> Option<String> {
+    let (dir, file) = (normalize(context_dir)?, normalize(dockerfile)?);
+    Some(if dir.is_empty() { file } else { format!("{dir}/{file}") })
+}
+
+/// The file of that normalised path.
+pub(super) fn file_at<'a>(files: &'a [File], path: &str) -> Option<&'a File> {
+    files.iter().find(|f| normalize(&f.path).as_deref() == Some(path))
 }
 
 /// The path without `.` and empty parts; `None` when it leaves its root.
