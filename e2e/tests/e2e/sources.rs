@@ -1,4 +1,4 @@
-//! Sources that the builder pod fetches: git over ssh, archives, Flux artifacts. The servers are processes of this test, at the
+//! Sources that the builder pod fetches: git over ssh, archives, Flux artifacts, and git repositories for ADD. The servers are processes of this test, at the
 //! address of the cluster's registry, which pods reach; where that address is not this machine's, the tests say so and end.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kiln_e2e::cluster::{Sandbox, reason, until};
+use kiln_e2e::cluster::{Sandbox, inline, reason, until};
 use kiln_e2e::image;
 use kiln_e2e::registry::{Registry, digest};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
@@ -124,7 +124,7 @@ async fn a_private_git_repository_over_ssh() -> Result<()> {
         list.as_array().into_iter().flatten().filter_map(|m| m["name"].as_str().map(str::to_owned)).collect()
     };
     let spec_of = &pod["spec"];
-    ensure!(names(&spec_of["initContainers"]) == ["courier", "source"], "{spec_of:#}");
+    ensure!(names(&spec_of["initContainers"]) == ["courier", "source", "git"], "{spec_of:#}");
     ensure!(names(&spec_of["containers"][0]["volumeMounts"]) == ["request", "socket", "work", "context"]);
     ensure!(!names(&spec_of["initContainers"][0]["volumeMounts"]).contains(&"source-auth".to_owned()));
     let log = sandbox.logs(pod["metadata"]["name"].as_str().unwrap_or_default(), "build").await?;
@@ -154,6 +154,108 @@ async fn a_private_git_repository_over_ssh() -> Result<()> {
             reason(b, "Ready") == Some("SecretNotListed")
         })
         .await?;
+    sandbox.remove().await
+}
+
+/// A server of git's own protocol.
+struct Daemon {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Daemon {
+    /// Serves what is below `root`.
+    async fn start(address: IpAddr, root: &Path) -> Result<Self> {
+        let port = std::net::TcpListener::bind((address, 0))?.local_addr()?.port();
+        let program = format!("{}/git-daemon", sh(root, "git --exec-path")?);
+        let mut command = Command::new(program);
+        command.args([
+            "--export-all",
+            "--reuseaddr",
+            &format!("--listen={address}"),
+            &format!("--port={port}"),
+        ]);
+        // The repositories are another user's where tests run as root.
+        command.envs([
+            ("GIT_CONFIG_COUNT", "1"),
+            ("GIT_CONFIG_KEY_0", "safe.directory"),
+            ("GIT_CONFIG_VALUE_0", "*"),
+        ]);
+        command.arg(format!("--base-path={}", root.display())).arg(root).stderr(Stdio::null());
+        let child = command.spawn().context("git-daemon, of the package git")?;
+        let daemon = Self { child, url: format!("git://{address}:{port}") };
+        until(10, "git-daemon to listen", async || {
+            Ok(tokio::net::TcpStream::connect((address, port)).await.ok())
+        })
+        .await?;
+        Ok(daemon)
+    }
+}
+
+#[tokio::test]
+async fn an_add_of_a_git_repository_is_checked_out_beside_the_build() -> Result<()> {
+    let _guard = crate::with_operator().await;
+    let registry = Registry::of_the_cluster()?;
+    let Some(address) = address(&registry) else { return Ok(()) };
+    let sandbox = Sandbox::new("add-git").await?;
+    let work = tempfile::tempdir()?;
+    let commit = sh(
+        work.path(),
+        "git init -q -b main r && cd r && mkdir -p app/conf && echo hello > app/conf/a && echo no > outside
+        git -c user.name=a -c user.email=a@b add . && git -c user.name=a -c user.email=a@b commit -qm 1 && git tag v1
+        git clone -q --bare . ../r.git && git rev-parse HEAD",
+    )?;
+    let daemon = Daemon::start(address, work.path()).await?;
+    let target = |name: &str| crate::target(&registry, &sandbox.name, name);
+    let dockerfile = format!(
+        "FROM busybox\nARG WHERE={}/r.git\nADD --checksum={commit} ${{WHERE}}#v1:app /src/\nRUN test ! -e /src/outside && cat /src/conf/a\n",
+        daemon.url
+    );
+    sandbox.apply("app", &inline(&dockerfile, &target("app"))).await?;
+    sandbox.succeeded("app", 240).await?;
+    let pod = sandbox.pods().await?.remove(0);
+    let name = pod.metadata.name.clone().context("a name")?;
+    let log = sandbox.logs(&name, "build").await?;
+    ensure!(log.contains("hello"), "{log}");
+    let fetched = sandbox.logs(&name, "git").await?;
+    ensure!(fetched.contains(&format!("Fetched {commit}")), "{fetched}");
+
+    // What the container holds, as the API server has it.
+    let pod = serde_json::to_value(pod)?;
+    let all = pod["spec"]["initContainers"].as_array().context("init containers")?;
+    let git = all.iter().find(|c| c["name"] == "git").context("the container git")?;
+    let mounts: Vec<&str> =
+        git["volumeMounts"].as_array().into_iter().flatten().filter_map(|m| m["name"].as_str()).collect();
+    ensure!(mounts == ["git", "git-work"] && git["env"].is_null() && git["envFrom"].is_null(), "{git:#}");
+    ensure!(git["securityContext"]["runAsNonRoot"] == true && git["restartPolicy"] == "Always", "{git:#}");
+    // It does not keep the pod from ending.
+    until(60, "the pod to end", async || {
+        let found = sandbox.pods().await?;
+        let phase = found.first().and_then(|p| p.status.as_ref()?.phase.clone());
+        Ok(phase.filter(|phase| phase == "Succeeded"))
+    })
+    .await?;
+
+    for (name, line, why, words) in [
+        ("missing", format!("ADD {}/r.git#none /src/", daemon.url), "DownloadFailed", "none"),
+        ("ssh", format!("ADD git@{address}:r.git /src/"), "NotSupported", "https"),
+    ] {
+        sandbox.apply(name, &inline(&format!("FROM busybox\n{line}\n"), &target(name))).await?;
+        let build = sandbox.finished(name, 120).await?;
+        let failure = &build["status"]["failure"];
+        ensure!(
+            failure["class"] == "User" && failure["reason"] == why && failure["line"] == 2,
+            "{failure:#}"
+        );
+        ensure!(failure["message"].as_str().is_some_and(|m| m.contains(words)), "{failure:#}");
+    }
     sandbox.remove().await
 }
 
