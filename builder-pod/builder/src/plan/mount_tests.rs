@@ -128,10 +128,17 @@ fn what_is_mounted_is_needed() {
 }
 
 #[test]
+fn without_a_target_the_working_directory_is_mounted_over() {
+    let (found, _) = mounts("FROM a\nWORKDIR /src\nRUN --mount=type=bind --mount=target=sub x\n");
+    let context = |target: &str| files(target, true, Some(CopyFrom::Context), "/");
+    assert_eq!(found, [context("/src"), context("/src/sub")]);
+}
+
+#[test]
 fn bad_mounts_are_refused_with_their_line() {
     for (flag, word) in [
         ("type=nope,target=/x", "invalid value \"nope\""),
-        ("type=bind", "a target is needed"),
+        ("type=bind", "nothing can be mounted at /"),
         ("type=cache,target=/", "nothing can be mounted at /"),
         ("type=tmpfs,target=/a/../proc/sys", "nothing can be mounted at /proc/sys"),
         ("type=secret,target=/", "no name"),

@@ -197,7 +197,8 @@ fn one(
             })
         }
         kind => {
-            let wished = written.target.ok_or_else(|| fault("a target is needed: target=/path"))?;
+            // A target is seen from WORKDIR, and none at all is WORKDIR itself (BuildKit).
+            let wished = written.target.unwrap_or_default();
             let target = place(scope.workdir, &wished, fault)?;
             let path = clean(&format!("/{}", written.source.as_deref().unwrap_or_default()));
             match kind {
