@@ -2,6 +2,7 @@
 """The build cases of a conformance corpus, each with `kiln build` as a user would, compared with BuildKit's answers.
 
     build_cases.py --kiln PROGRAM --cases DIR/build [--tools DIR] [--only REGEX] [--jobs N] [--notes] [--keep DIR]
+                   [--category NAME]
 
 Prints each difference as expected against found, what was skipped and why, and last "N passed, N failed, N skipped".
 --tools is where the corpus' own programs are (make_bases.py, check_case.py ...), where they are not beside the cases.
@@ -182,11 +183,12 @@ def main():
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--notes", action="store_true", help="also print where history, layers and warnings are not BuildKit's")
+    parser.add_argument("--category", default="build", help="what the cases are called in what is printed")
     parser.add_argument("--keep", help="keep what each case made below this directory")
     options = parser.parse_args()
     from layouts import Registry
 
-    tools = os.path.abspath(options.tools or options.cases)
+    tools, category = os.path.abspath(options.tools or options.cases), options.category
     cases = os.path.join(os.path.abspath(options.cases), "cases")
     names = sorted(name for name in os.listdir(cases) if re.search(options.only, name))
     os.umask(0o022)
@@ -211,21 +213,21 @@ def main():
         pool = concurrent.futures.ProcessPoolExecutor(options.jobs)
         try:
             for name, differences, remark, (same, of) in pool.map(one, [(name, settings) for name in names]):
-                why = listed.get("build/" + name)
+                why = listed.get("%s/%s" % (category, name))
                 warned = (warned[0] + same, warned[1] + of)
                 if options.notes and differences is not None and remark:
-                    print("note build/%s: %s" % (name, remark))
+                    print("note %s/%s: %s" % (category, name, remark))
                 if differences is None:
                     counts["skipped"] += 1
-                    print("skipped build/%s: %s" % (name, remark))
+                    print("skipped %s/%s: %s" % (category, name, remark))
                 elif differences and why:
                     counts["skipped"] += 1
-                    print("skipped build/%s: differs on purpose: %s" % (name, why))
+                    print("skipped %s/%s: differs on purpose: %s" % (category, name, why))
                 elif not differences and not why:
                     counts["passed"] += 1
                 else:
                     counts["failed"] += 1
-                    print("FAILED build/%s" % name)
+                    print("FAILED %s/%s" % (category, name))
                     for difference in differences or ["is listed in differs-on-purpose and does not differ"]:
                         print("    " + difference.replace("\n", "\n    "))
                 sys.stdout.flush()
@@ -234,8 +236,9 @@ def main():
             pool.shutdown(wait=True, cancel_futures=True)
             registry.close()
     # For information, as they are in the corpus.
-    print("Warnings as in the corpus: %d of %d" % warned)
-    print("build: %(passed)d passed, %(failed)d failed, %(skipped)d skipped" % counts)
+    if category == "build":
+        print("Warnings as in the corpus: %d of %d" % warned)
+    print("%s: %d passed, %d failed, %d skipped" % (category, counts["passed"], counts["failed"], counts["skipped"]))
     return 1 if counts["failed"] else 0
 
 
