@@ -332,7 +332,7 @@ impl<'a> Run<'a> {
             if name.is_empty() {
                 return Ok("$".to_owned());
             }
-            let value = self.lookup(&name)?;
+            let value = self.lookup(name)?;
             return Ok(self.or_written(value, || format!("${name}")));
         }
         match self.peek() {
@@ -343,18 +343,18 @@ impl<'a> Run<'a> {
         let name = self.name();
         match self.next().ok_or(ExpandError::Brace)? {
             '}' => {
-                let value = self.lookup(&name)?;
+                let value = self.lookup(name)?;
                 Ok(self.or_written(value, || format!("${{{name}}}")))
             }
-            '/' => self.replace(&name),
+            '/' => self.replace(name),
             ':' => {
                 let modifier = self.next().ok_or(ExpandError::Brace)?;
                 if !matches!(modifier, '-' | '+' | '?') {
                     return Err(ExpandError::Modifier { modifier: format!(":{modifier}") });
                 }
-                self.modified(&name, modifier, true)
+                self.modified(name, modifier, true)
             }
-            c @ ('-' | '+' | '?' | '#' | '%') => self.modified(&name, c, false),
+            c @ ('-' | '+' | '?' | '#' | '%') => self.modified(name, c, false),
             c => Err(ExpandError::Modifier { modifier: c.to_string() }),
         }
     }
@@ -368,13 +368,13 @@ impl<'a> Run<'a> {
             let colon = if colon { ":" } else { "" };
             return Ok(format!("${{{name}{colon}{modifier}{word}}}"));
         }
-        let usable = value.clone().filter(|v| !(colon && v.is_empty()));
+        let set = value.is_some();
+        let usable = |value: Option<String>| value.filter(|v| !(colon && v.is_empty()));
         match modifier {
-            '-' => Ok(usable.unwrap_or(word)),
-            '+' => Ok(usable.map(|_| word).unwrap_or_default()),
-            '?' => usable.ok_or_else(|| {
-                let default =
-                    if value.is_some() { "is not allowed to be empty" } else { "is not allowed to be unset" };
+            '-' => Ok(usable(value).unwrap_or(word)),
+            '+' => Ok(usable(value).map(|_| word).unwrap_or_default()),
+            '?' => usable(value).ok_or_else(|| {
+                let default = if set { "is not allowed to be empty" } else { "is not allowed to be unset" };
                 let message = if word.is_empty() { default.to_owned() } else { word };
                 ExpandError::Required { name: name.to_owned(), message }
             }),
@@ -415,7 +415,7 @@ impl<'a> Run<'a> {
     }
 
     /// A variable name: one special character, or digits, or letters, digits and `_`.
-    fn name(&mut self) -> String {
+    fn name(&mut self) -> &'a str {
         let end = match self.peek() {
             Some(c) if c.is_ascii_digit() => self.rest.find(|c: char| !c.is_ascii_digit()),
             Some('@' | '*' | '#' | '?' | '-' | '$' | '!') => Some(1),
@@ -423,13 +423,16 @@ impl<'a> Run<'a> {
         };
         let (name, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
-        name.to_owned()
+        name
     }
 
     fn lookup(&mut self, name: &str) -> Result<Option<String>, ExpandError> {
         let value = (self.rules.env)(name);
         let set = if value.is_some() { &mut self.found.matched } else { &mut self.found.unmatched };
-        set.insert(name.to_owned());
+        // Most are looked up again and again.
+        if !set.contains(name) {
+            set.insert(name.to_owned());
+        }
         self.account(value.as_ref().map_or(0, String::len))?;
         Ok(value)
     }
