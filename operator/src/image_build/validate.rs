@@ -195,7 +195,8 @@ fn build(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Result
         service_account: spec.service_account_name.clone(),
         resources: spec.resources.clone().unwrap_or_else(|| (&config.defaults.resources).into()),
     };
-    let size = build.request("", Isolation::UserNamespace, 0).1.len() + 256;
+    // The name of the attempt, its isolation and its time are not known yet.
+    let size = build.request_size() + 256;
     if size > MAX_REQUEST {
         return Err(Failure::new(
             FailureClass::Source,
@@ -287,10 +288,31 @@ impl Build {
         isolation: Isolation,
         timeout_seconds: i64,
     ) -> (BuildRequest, String) {
-        let request = BuildRequest {
+        let request = self.request_of(self.source.clone(), attempt, isolation, timeout_seconds);
+        // A struct of strings, maps and numbers always has a JSON form.
+        let json = serde_json::to_string(&request).unwrap_or_default();
+        (request, json)
+    }
+
+    /// Bytes of the request's JSON, but for what an attempt adds. Every reconcile asks, so the files, which are nearly all of
+    /// it, are counted where they are: neither copied nor written out.
+    fn request_size(&self) -> usize {
+        let nothing = Source::Files(Vec::new());
+        let rest = self.request_of(nothing.clone(), "", Isolation::UserNamespace, 0);
+        (json_size(&rest) + json_size(&self.source)).saturating_sub(json_size(&nothing))
+    }
+
+    fn request_of(
+        &self,
+        source: Source,
+        attempt: &str,
+        isolation: Isolation,
+        timeout_seconds: i64,
+    ) -> BuildRequest {
+        BuildRequest {
             version: kiln_contract::VERSION,
             attempt: attempt.to_owned(),
-            source: self.source.clone(),
+            source,
             context_dir: self.context_dir.clone(),
             dockerfile: self.dockerfile.clone(),
             dockerfile_text: None,
@@ -304,11 +326,25 @@ impl Build {
             isolation,
             timeout_seconds: u64::try_from(timeout_seconds).unwrap_or_default(),
             registries: self.registries.clone(),
-        };
-        // A struct of strings, maps and numbers always has a JSON form.
-        let json = serde_json::to_string(&request).unwrap_or_default();
-        (request, json)
+        }
     }
+}
+
+/// Bytes of a value's JSON, which goes nowhere.
+fn json_size(value: &impl serde::Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting does not fail, and neither has a value of ours no JSON form; one that had would be too large.
+    serde_json::to_writer(&mut count, value).map_or(usize::MAX / 4, |()| count.0)
 }
 
 /// Parses the Dockerfile, so that its author learns of a fault without waiting for a pod.

@@ -130,3 +130,30 @@ fn a_source_that_is_fetched_needs_the_image_for_it() {
     spec.context_dir = "../x".into();
     assert_eq!(refused(&spec, &found, &config("sourceImage: s")).reason, reason::INVALID_SPEC);
 }
+
+#[test]
+fn the_size_of_a_request_is_counted_to_the_byte() {
+    let odd = "FROM scratch\n# \"quotes\" \\ \t \u{1} \u{7f} \u{e4} \u{1f980}\n";
+    let found = files(&[("Dockerfile", odd), ("a \"b\"/c", "\r\n\0")]);
+    let Buildable::Yes(build) = validate(&spec(), &found, &config("")).buildable else {
+        panic!("not buildable")
+    };
+    assert_eq!(build.request_size(), build.request("", Isolation::UserNamespace, 0).1.len());
+}
+
+#[test]
+fn a_request_may_have_all_that_is_allowed_and_no_byte_more() {
+    let with = |length: usize| {
+        let found = files(&[("Dockerfile", "FROM scratch\n"), ("f", &"x".repeat(length))]);
+        validate(&spec(), &found, &config("")).buildable
+    };
+    let Buildable::Yes(empty) = with(0) else { panic!("not buildable") };
+    let room = MAX_REQUEST - 256 - empty.request("", Isolation::UserNamespace, 0).1.len();
+    let Buildable::Yes(full) = with(room) else { panic!("expected {room} bytes to fit") };
+    // Whatever the attempt is called, the builder takes it.
+    let (_, json) = full.request(&"a".repeat(128), Isolation::UserNamespace, i64::MAX);
+    assert!(json.len() <= MAX_REQUEST && BuildRequest::parse(json.as_bytes()).is_ok(), "{}", json.len());
+    let Buildable::No(failure) = with(room + 1) else { panic!("one byte too many is taken") };
+    assert_eq!(failure.reason, reason::SOURCE_INVALID);
+    assert!(failure.message.contains(&(MAX_REQUEST + 1).to_string()), "{failure}");
+}
