@@ -1,6 +1,6 @@
 # What can be done here; `make` alone says it. The work is in scripts/ and e2e/cluster/.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check conformance dist images chart-test crds fmt
+.PHONY: help demo demo-down test check conformance simulate dist images chart-test crds fmt
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -22,6 +22,9 @@ conformance: ## BuildKit's own answers, CASES=DIR or ../shared/conformance; ends
 
 chart-test: ## Lint the Helm chart and test what it renders
 	@scripts/chart-test
+
+simulate: ## The operator against a simulated cluster: 10,000 seeds and every mutant; SEED=n for one, with its story
+	@scripts/simulate
 
 dist: ## Release builds as static binaries, into target/dist
 	@scripts/dist

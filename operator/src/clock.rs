@@ -55,7 +55,7 @@ impl Clock {
     }
 
     /// Takes in the `Date` of an answer that has just come.
-    fn observe(&self, date: &str) {
+    pub(crate) fn observe(&self, date: &str) {
         let Some(theirs) = parse(date) else { return };
         let ahead = theirs.as_second() - self.local().as_second();
         let ahead = if ahead.abs() <= TOLERANCE { 0 } else { ahead };

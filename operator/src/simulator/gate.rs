@@ -69,10 +69,14 @@ impl Gate {
                 return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
             }
         };
-        let now = jiff::Timestamp::from_second(*self.date.lock().expect("no panic")).expect("a time");
-        let date = now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-        let response = Response::builder().status(code).header("Date", date);
+        let response = Response::builder().status(code).header("Date", self.date());
         response.body(Body::from(body.into_bytes())).map_err(std::io::Error::other)
+    }
+
+    /// The time as an answer's header has it.
+    pub fn date(&self) -> String {
+        let now = jiff::Timestamp::from_second(*self.date.lock().expect("no panic")).expect("a time");
+        now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
     }
 
     pub fn set_time(&self, seconds: i64) {

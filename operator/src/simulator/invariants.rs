@@ -160,8 +160,9 @@ impl Invariants {
             FailureClass::User => of_run().any(|r| r.content().contains("fail")),
             FailureClass::Cancelled => self.wishes.get(uid).is_some_and(|w| w.cancelled.contains(&run)),
             FailureClass::OutOfMemory => of_run().any(|r| r.suffered == Some(Mishap::OutOfMemory)),
-            FailureClass::Timeout => age >= TIMEOUT,
-            _ if failure.reason == reason::POD_START_FAILED => age >= GRACE,
+            // A Date has whole seconds.
+            FailureClass::Timeout => age >= TIMEOUT - 5,
+            _ if failure.reason == reason::POD_START_FAILED => age >= GRACE - 5,
             _ if failure.reason == reason::POD_NAME_CONFLICT => meddled,
             // Each attempt met with something.
             _ => new.attempts.len() == ATTEMPTS && (mishaps >= 1 || meddled),

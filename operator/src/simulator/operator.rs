@@ -64,6 +64,8 @@ impl Operator {
     pub fn start(number: usize, gate: &Gate, api: &Api, config: Config, skew: i64, seen: usize) -> Self {
         let local = Arc::new(AtomicI64::new(api.now + skew));
         let clock = Clock::simulated(local.clone());
+        // It has read the lease by now.
+        clock.observe(&gate.date());
         let client = gate.client(number, &clock);
         let leadership = Leadership::simulated(client.clone());
         let (wake, wakes) = mpsc::unbounded_channel();

@@ -130,6 +130,7 @@ impl World {
         let lag = if self.rng.bool() { 0 } else { self.rng.usize(0..=all.min(8)) };
         let skew = self.skew();
         self.started += 1;
+        self.gate.set_time(self.api.now);
         let number = self.started;
         self.say(|| format!("operator {number} starts, its lists lag by {lag} changes"));
         let config = self.config();
