@@ -13,7 +13,8 @@ use super::lifecycle::{self, Finish};
 use super::observe::PodView;
 use super::outcome::outcome;
 use super::start::{Start, start};
-use super::{names, steps};
+use super::validate::Buildable;
+use super::{kubelet, names, steps};
 
 /// Seconds after an order to stop before the kubelet is told to end the pod.
 const STOP_GRACE: i64 = 45;
@@ -70,11 +71,19 @@ impl Decider<'_> {
         if let Some(why) = self.stop_reason(pod) {
             return Ok(self.stop(pod, id, &why));
         }
-        match start(pod, self.now, self.o.grace) {
+        let build = match &self.o.desired.buildable {
+            Buildable::Yes(build) => Some(&**build),
+            _ => None,
+        };
+        let hindrance = kubelet::hindrance(self.o.warnings, build, pod);
+        match start(pod, self.now, self.o.grace, hindrance.as_ref()) {
             Start::Failed(failure) => return Err(Ended(Outcome::Failed(failure))),
             Start::Waiting { reason, message, until } => {
                 if let Some(until) = until {
                     self.look_again(until.as_second() - self.now.as_second());
+                }
+                if let Some(wait) = kubelet::due(pod, self.now.as_second()) {
+                    self.look_again(if wait > 0 { wait } else { kubelet::LOOK_EVERY });
                 }
                 return Ok(Phase::active(&reason, message));
             }

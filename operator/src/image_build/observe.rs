@@ -46,6 +46,8 @@ pub struct PodView {
     pub reason: Option<(String, String)>,
     /// Why it is being disrupted (condition DisruptionTarget): reason and message.
     pub disruption: Option<(String, String)>,
+    /// Whether it has a sandbox; its volumes are mounted before that.
+    pub sandbox: bool,
     /// The scheduler's words, while there is no node for it.
     pub unschedulable: Option<String>,
     /// The courier.
@@ -130,6 +132,7 @@ impl PodView {
             deletion: meta.deletion_timestamp.as_ref().map(|t| t.0),
             reason: status.reason.is_some().then(|| words(&status.reason, &status.message)),
             disruption: condition("DisruptionTarget", "True").map(|c| words(&c.reason, &c.message)),
+            sandbox: condition("PodReadyToStartContainers", "True").is_some(),
             unschedulable: condition("PodScheduled", "False").map(|c| words(&c.reason, &c.message).1),
             courier: container(status.init_container_statuses.as_deref(), COURIER_CONTAINER),
             source: container(status.init_container_statuses.as_deref(), SOURCE_CONTAINER),

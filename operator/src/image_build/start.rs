@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use kiln_contract::{Failure, FailureClass, reason};
 
 use super::conditions::reasons;
+use super::kubelet::Hindrance;
 use super::observe::{ContainerView, PodView};
 
 /// Waiting reasons of the kubelet that do not go away by waiting, as a rule.
@@ -38,8 +39,9 @@ pub enum Start {
     Failed(Failure),
 }
 
-/// Looks at a pod that is not terminal. `grace` is how many seconds it may take from having a node.
-pub fn start(pod: &PodView, now: Timestamp, grace: i64) -> Start {
+/// Looks at a pod that is not terminal. `grace` is how many seconds it may take from having a node; `hindrance` is what
+/// Events say of one without a sandbox.
+pub fn start(pod: &PodView, now: Timestamp, grace: i64, hindrance: Option<&Hindrance>) -> Start {
     if pod.node.is_none() && pod.scheduled.is_none() {
         let (reason, message) = match &pod.unschedulable {
             Some(words) => (reasons::UNSCHEDULABLE, words.clone()),
@@ -65,10 +67,22 @@ pub fn start(pod: &PodView, now: Timestamp, grace: i64) -> Start {
     if reason == "InvalidImageName" {
         return failed(message);
     }
+    let hindrance = hindrance.filter(|_| !pod.sandbox && !pod.courier.has_started());
+    let (reason, message) = match hindrance {
+        // The container's own words are newer than what was said of its volumes.
+        Some(h) if reason == reasons::STARTING => (h.reason.clone(), h.message.clone()),
+        _ => (reason, message),
+    };
     let since = pod.source_ended.or(pod.scheduled).or(pod.created).unwrap_or(now);
     let until = since.as_second().saturating_add(grace);
     if now.as_second() >= until {
-        return failed(format!("{message} (for {grace} seconds)"));
+        let message = format!("{message} (for {grace} seconds)");
+        return match hindrance.map(|h| h.failure) {
+            Some((class, why)) if class != FailureClass::Infrastructure => {
+                Start::Failed(Failure::new(class, why, message))
+            }
+            _ => failed(message),
+        };
     }
     Start::Waiting { reason, message, until: Timestamp::from_second(until).ok() }
 }
@@ -94,11 +108,31 @@ mod tests {
     }
 
     fn word(pod: &PodView, now: i64) -> String {
-        match start(pod, at(now), 300) {
+        match start(pod, at(now), 300, None) {
             Start::Done => "done".into(),
             Start::Waiting { reason, until, .. } => format!("{reason} {}", until.is_some()),
             Start::Failed(failure) => failure.reason,
         }
+    }
+
+    #[test]
+    fn a_missing_secret_is_named_while_there_is_time_and_after_it() {
+        let hindrance = Hindrance {
+            reason: reasons::WAITING_FOR_SECRET.into(),
+            message: "Secret x".into(),
+            failure: (FailureClass::Source, reason::SECRET_NOT_FOUND),
+        };
+        let look = |pod: &PodView, now| start(pod, at(now), 300, Some(&hindrance));
+        let stuck = pod(|p| p.courier.waiting = Some(("PodInitializing".into(), "w".into())));
+        let Start::Waiting { reason: why, message, until } = look(&stuck, 299) else { panic!("it waits") };
+        assert_eq!((why.as_str(), message.as_str(), until), ("WaitingForSecret", "Secret x", Some(at(300))));
+        let Start::Failed(failure) = look(&stuck, 300) else { panic!("it has failed") };
+        assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::Source, "SecretNotFound"));
+        assert_eq!(failure.message, "Secret x (for 300 seconds)");
+        // What was said before the volumes were there says nothing any more.
+        let later = pod(|p| p.sandbox = true);
+        assert!(matches!(look(&later, 1), Start::Waiting { reason, .. } if reason == "Starting"));
+        assert!(matches!(look(&later, 300), Start::Failed(f) if f.reason == reason::POD_START_FAILED));
     }
 
     #[test]
