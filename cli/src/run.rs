@@ -171,7 +171,7 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         target: args.target.clone(),
         args: build_args(&args.build_args),
         labels: pairs(&args.labels)?,
-        entitlements: args.allow.clone(),
+        entitlements: entitlements(args)?,
         contexts: contexts(&args.build_contexts)?,
         platform: args.platform.clone().unwrap_or_else(|| format!("linux/{}", architecture())),
         output: output(args, work)?,
@@ -179,6 +179,16 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         timeout_seconds: args.timeout,
         registries,
     })
+}
+
+/// What steps may have. `--network none` binds every step, so that leave for another network would be ignored in silence.
+fn entitlements(args: &BuildArgs) -> Result<Vec<String>> {
+    if args.network == Network::None && args.allow.iter().any(|word| word == "network.host") {
+        bail!(
+            "--network none and --allow network.host contradict each other: no step gets a network, RUN --network=host included; leave one of them out"
+        );
+    }
+    Ok(args.allow.clone())
 }
 
 /// The Dockerfile's path in the context, or its name and text where it lies elsewhere.
@@ -285,6 +295,25 @@ mod tests {
         let args = build_args(&["A=1=2".into(), "PATH".into(), "SURELY_NOT_SET_ANYWHERE".into()]);
         assert_eq!(args.get("A").map(String::as_str), Some("1=2"));
         assert!(args.contains_key("PATH") && !args.contains_key("SURELY_NOT_SET_ANYWHERE"));
+    }
+
+    #[test]
+    fn leave_for_a_network_that_no_step_has_is_refused() {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            build: BuildArgs,
+        }
+        let of = |words: &[&str]| {
+            let words = ["kiln"].iter().chain(words).chain(&["."]);
+            entitlements(&Line::try_parse_from(words).expect("arguments").build).map_err(|e| e.to_string())
+        };
+        let host = ["--allow", "network.host"];
+        assert_eq!(of(&host), Ok(vec!["network.host".to_owned()]));
+        assert_eq!(of(&["--network", "none"]), Ok(vec![]));
+        let both = of(&["--network", "none", "--allow", "network.host"]).expect_err("a contradiction");
+        assert!(both.contains("--network none") && both.contains("--allow network.host"), "{both}");
     }
 
     #[test]

@@ -53,6 +53,10 @@ pub struct Config {
     /// Namespaces to build in; all when empty.
     #[serde(default)]
     pub watch_namespaces: Vec<String>,
+    /// How long a pod may wait for a node before the build fails as `Unschedulable`: long enough for a cluster to grow, or for
+    /// other pods to end.
+    #[serde(default = "one_hour")]
+    pub pod_scheduling_deadline: Span,
     /// How long a pod may take to start before the build fails as `PodStartFailed`, and how long a missing ConfigMap or
     /// ServiceAccount is waited for.
     #[serde(default = "five_minutes")]
@@ -281,7 +285,7 @@ mod tests {
              seccompProfile: kiln/build.json\nprocMountUnmasked: false\n\
              registries:\n  mirrors:\n  - registry: docker.io\n    mirrors: [a.b:5000/hub]\n  insecure: []\n\
              defaults:\n  timeout: 30m\n  resources:\n    requests: {cpu: 1, memory: 512Mi}\n    limits: {memory: 4Gi}\n\
-             maxConcurrentBuilds: 20\nwatchNamespaces: []\npodStartGrace: \"10m\"\n",
+             maxConcurrentBuilds: 20\nwatchNamespaces: []\npodSchedulingDeadline: \"30m\"\npodStartGrace: \"10m\"\n",
         )
         .expect("it is good");
         assert_eq!(full.registries.mirrors[0].mirrors, ["a.b:5000/hub"]);

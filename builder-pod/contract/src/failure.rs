@@ -134,6 +134,8 @@ pub mod reason {
     pub const SOURCE_NOT_FOUND: &str = "SourceNotFound";
     /// The service account does not list a Secret that the object names.
     pub const SECRET_NOT_LISTED: &str = "SecretNotListed";
+    /// A Secret that the object names, or the key in it, is not there.
+    pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
     /// The source wants other credentials than the ones at hand.
     pub const SOURCE_UNAUTHORIZED: &str = "SourceUnauthorized";
     /// The archive is not the one that the checksum names.
@@ -180,6 +182,8 @@ pub mod reason {
     pub const POD_REFUSED: &str = "PodRefused";
     /// A container could not be started (image pull, missing volume).
     pub const POD_START_FAILED: &str = "PodStartFailed";
+    /// For a long time there was no node for the pod.
+    pub const UNSCHEDULABLE: &str = "Unschedulable";
     /// The builder or the courier died without saying why.
     pub const BUILDER_LOST: &str = "BuilderLost";
     /// The operator gave no permit to tag.

@@ -77,5 +77,6 @@ defaults:
 {{- /* Without int64 a million reads 1e+06. */}}
 maxConcurrentBuilds: {{ int64 .Values.maxConcurrentBuilds }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
+podSchedulingDeadline: {{ .Values.podSchedulingDeadline | quote }}
 podStartGrace: {{ .Values.podStartGrace | quote }}
 {{- end }}

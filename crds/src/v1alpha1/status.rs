@@ -47,6 +47,9 @@ pub struct ImageBuildStatus {
     /// What the latest run is built from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceStatus>,
+    /// Since when the ConfigMap or Flux object that `spec.source` names has been waited for; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_missing_since: Option<Time>,
     /// Digest of all that decides on the image, with a version prefix (`v1:` and 64 hex digits). A run starts when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_digest: Option<String>,

@@ -14,7 +14,8 @@ use super::lifecycle::{self, Finish};
 use super::observe::PodView;
 use super::outcome::outcome;
 use super::start::{Start, start};
-use super::{names, steps};
+use super::validate::Buildable;
+use super::{kubelet, names, steps};
 use crate::mutant;
 
 /// Seconds after an order to stop before the kubelet is told to end the pod.
@@ -79,11 +80,19 @@ impl Decider<'_> {
         if let Some(why) = self.stop_reason(pod) {
             return Ok(self.stop(pod, id, &why));
         }
-        match start(pod, self.now, self.o.grace) {
+        let build = match &self.o.desired.buildable {
+            Buildable::Yes(build) => Some(&**build),
+            _ => None,
+        };
+        let hindrance = kubelet::hindrance(self.o.warnings, build, pod);
+        match start(pod, self.now, self.o.patience, hindrance.as_ref()) {
             Start::Failed(failure) => return Err(Ended(Outcome::Failed(failure))),
             Start::Waiting { reason, message, until } => {
                 if let Some(until) = until {
                     self.look_again(until.as_second() - self.now.as_second());
+                }
+                if let Some(wait) = kubelet::due(pod, self.now.as_second()) {
+                    self.look_again(if wait > 0 { wait } else { kubelet::LOOK_EVERY });
                 }
                 return Ok(Phase::active(&reason, message));
             }
@@ -117,7 +126,9 @@ impl Decider<'_> {
         let left = fault.at.as_second() + TRY_AGAIN - self.now.as_second();
         let phase = match &fault.kind {
             CreationFaultKind::Terminal(failure) => return Err(Ended(Outcome::Failed(failure.clone()))),
-            CreationFaultKind::Missing(failure) if self.now.as_second() >= started + self.o.grace => {
+            CreationFaultKind::Missing(failure)
+                if self.now.as_second() >= started + self.o.patience.start =>
+            {
                 return Err(Ended(Outcome::Failed(failure.clone())));
             }
             CreationFaultKind::Missing(failure) => Phase::active(&failure.reason, failure.message.clone()),

@@ -19,6 +19,8 @@ pub mod reasons {
     pub const STARTING: &str = "Starting";
     /// There is no node for the pod.
     pub const UNSCHEDULABLE: &str = "Unschedulable";
+    /// A Secret that the pod mounts is not there.
+    pub const WAITING_FOR_SECRET: &str = "WaitingForSecret";
     /// The source is on its way.
     pub const FETCHING: &str = "Fetching";
     /// Steps run.

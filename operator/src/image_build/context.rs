@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kiln_api::{ImageBuild, ImageBuildStatus};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -17,6 +19,7 @@ use crate::queue::Queue;
 
 use super::decide::{CreationFault, Slot};
 use super::events::Publisher;
+use super::kubelet::Warning;
 
 /// What reconciles share.
 pub struct Context {
@@ -59,6 +62,8 @@ struct Memory {
     written: Option<(u64, Arc<ImageBuild>)>,
     /// How the last try to make an attempt's pod failed; the attempt.
     creation: Option<(String, CreationFault)>,
+    /// The warnings about a pod that doesn't start, by its UID, and when they were read.
+    warnings: Option<(String, Instant, Vec<Warning>)>,
     /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
     source: Option<String>,
     /// Reconciles that failed in a row.
@@ -193,6 +198,18 @@ impl Context {
     /// Remembers how it went.
     pub fn tried(&self, uid: &str, attempt: &str, fault: Option<CreationFault>) {
         self.with(uid, |memory| memory.creation = fault.map(|f| (attempt.to_owned(), f)));
+    }
+
+    /// The warnings about that pod, where they were read less than `age` ago.
+    pub fn warnings(&self, uid: &str, pod: &str, age: Duration) -> Option<Vec<Warning>> {
+        self.with(uid, |memory| memory.warnings.clone())
+            .filter(|(of, read, _)| of == pod && read.elapsed() < age)
+            .map(|(_, _, warnings)| warnings)
+    }
+
+    /// Remembers the warnings about a pod, read now.
+    pub fn warned(&self, uid: &str, pod: &str, warnings: Vec<Warning>) {
+        self.with(uid, |memory| memory.warnings = Some((pod.to_owned(), Instant::now(), warnings)));
     }
 
     /// Counts a reconcile that failed (how many have in a row) or went well.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kiln_api::ImageBuildStatus;
 use kiln_api::v1alpha1::{QueueStatus, RunResult, condition};
 use kiln_contract::control::{Permit, Stop};
@@ -15,9 +16,11 @@ use kiln_contract::{Failure, FailureClass, reason};
 
 use super::attempt::Ended;
 use super::conditions::{self, Phase, reasons};
+use super::kubelet::Warning;
 use super::lifecycle::{self, Finish};
 use super::names;
 use super::observe::PodView;
+use super::start::Patience;
 use super::validate::{Buildable, Desired};
 use crate::mutant;
 
@@ -49,12 +52,14 @@ pub struct Observed<'a> {
     pub pods: &'a BTreeMap<String, PodView>,
     /// The journal of the attempt that runs.
     pub journal: Option<&'a BuildState>,
+    /// What Events say of the attempt's pod, where it doesn't start; the newest first.
+    pub warnings: &'a [Warning],
     /// Whether there is a place for another attempt.
     pub slot: Slot,
     /// How the last try to make the attempt's pod failed.
     pub creation: Option<&'a CreationFault>,
-    /// Seconds that a pod may take to start, and a missing object to appear.
-    pub grace: i64,
+    /// How long a pod may take.
+    pub patience: Patience,
 }
 
 /// Whether there is a place among the builds that run.
@@ -178,6 +183,7 @@ pub fn decide(now: Timestamp, observed: &Observed<'_>) -> Decision {
         again: None,
         ask_for_slot: false,
     };
+    d.s.source_missing_since = None;
     d.clean_up();
     let phase = d.advance();
     conditions::set(&mut d.s, &phase, observed.generation, now);
@@ -222,10 +228,14 @@ impl Decider<'_> {
             return Some(Phase::Suspended { stopping: false });
         }
         if let Some(failure) = missing {
-            let since = waited.map_or(self.now, |c| c.last_transition_time.0);
-            let left = since.as_second() + self.o.grace - self.now.as_second();
+            // Not the condition's time: `Reconciling` may have been True for something else before. An object that was
+            // edited may name another source.
+            let since = self.o.status.source_missing_since.as_ref().filter(|_| waited.is_some() && !edited);
+            let since = since.map_or(self.now, |t| t.0);
+            let left = since.as_second() + self.o.patience.start - self.now.as_second();
             if left > 0 {
                 self.look_again(left);
+                self.s.source_missing_since = Some(Time(since));
                 return Some(Phase::active(&failure.reason, failure.message.clone()));
             }
         }

@@ -7,6 +7,7 @@ use kiln_contract::report::Outcome;
 use kiln_contract::{Failure, FailureClass, reason};
 
 use super::decide::{Action, CreationFault, CreationFaultKind, Slot};
+use super::kubelet::Warning;
 use super::testing::{World, at, desired, failed, journal, kinds, plan, pushed};
 use super::validate::Buildable;
 
@@ -246,6 +247,81 @@ fn a_missing_source_is_waited_for_then_named_then_found() {
     w.now += 1000;
     assert!(kinds(&w.decide()).is_empty());
     assert_eq!(w.ready(), "True ImagePushed");
+}
+
+#[test]
+fn the_wait_for_a_source_is_not_shortened_by_what_was_reconciled_before_it() {
+    let missing = |name: &str| {
+        let failure = Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, name);
+        let mut desired = desired(&format!("v1:{name}"));
+        desired.buildable = Buildable::NotYet(failure);
+        desired
+    };
+    let mut w = World::new();
+    w.run_pod();
+    // The build runs for an hour; `Reconciling` is True all the while, and stays so when the next run has to wait.
+    w.now += 3600;
+    w.report(failed(FailureClass::Infrastructure, reason::BUILDER_LOST));
+    w.decide();
+    w.now += 3000;
+    w.slot = Slot::Queued(5);
+    (w.generation, w.desired) = (2, desired("v1:b"));
+    w.decide();
+    (w.generation, w.desired) = (3, missing("x"));
+    w.decide();
+    w.decide();
+    let since = w.now;
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown SourceNotFound", "InProgress"));
+    assert_eq!(w.status.source_missing_since.as_ref().map(|t| t.0), Some(at(since)));
+    w.now = since + 299;
+    w.decide();
+    assert_eq!(w.ready(), "Unknown SourceNotFound");
+    // Another name, another wait.
+    (w.generation, w.desired) = (4, missing("y"));
+    w.decide();
+    w.now += 299;
+    w.decide();
+    assert_eq!(w.ready(), "Unknown SourceNotFound");
+    w.now += 1;
+    w.decide();
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("False SourceNotFound", "Failed"));
+    assert_eq!(w.status.source_missing_since, None);
+}
+
+#[test]
+fn a_missing_secret_is_named_and_waited_for_as_long_as_the_start_may_take() {
+    let begin = || {
+        let mut w = World::new();
+        w.decide();
+        let now = w.now;
+        let pod = w.create_pod();
+        (pod.node, pod.scheduled) = (Some("n".into()), Some(at(now)));
+        assert_eq!(w.decide().again.map(|d| d.as_secs()), Some(5));
+        assert_eq!(w.ready(), "Unknown Starting");
+        let note = "MountVolume.SetUp failed for volume \"secrets\" : secret \"npm\" not found";
+        w.warnings = vec![Warning { reason: "FailedMount".into(), note: note.into() }];
+        w.now += 5;
+        assert_eq!(w.decide().again.map(|d| d.as_secs()), Some(10));
+        assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown WaitingForSecret", "InProgress"));
+        w
+    };
+    let mut w = begin();
+    w.now += 294;
+    w.decide();
+    assert_eq!(w.ready(), "Unknown WaitingForSecret");
+    w.now += 1;
+    assert_eq!(kinds(&w.decide()), Vec::<&str>::new());
+    assert_eq!((w.ready().as_str(), w.kstatus()), ("False SecretNotFound", "Failed"));
+    assert_eq!(w.status.attempts.len(), 1, "the Secret is not looked for a second time");
+    assert_eq!(kinds(&w.decide()), ["stop", "kill"], "the pod would start when the Secret appears");
+    // It appears in time.
+    let mut w = begin();
+    w.pod().sandbox = true;
+    w.decide();
+    assert_eq!(w.ready(), "Unknown Starting");
+    (w.pod().courier.running, w.pod().build.running) = (true, true);
+    w.decide();
+    assert_eq!(w.ready(), "Unknown Building");
 }
 
 #[test]

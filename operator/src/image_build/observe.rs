@@ -47,14 +47,16 @@ pub struct PodView {
     pub reason: Option<(String, String)>,
     /// Why it is being disrupted (condition DisruptionTarget): reason and message.
     pub disruption: Option<(String, String)>,
+    /// Whether it has a sandbox; its volumes are mounted before that.
+    pub sandbox: bool,
     /// The scheduler's words, while there is no node for it.
     pub unschedulable: Option<String>,
     /// The courier.
     pub courier: ContainerView,
     /// The container `source`; empty where there is none.
     pub source: ContainerView,
-    /// When `source` ended.
-    pub source_ended: Option<Timestamp>,
+    /// Seconds that `source` ran, once it has ended.
+    pub source_took: Option<i64>,
     /// The container `git`; empty where there is none.
     pub git: ContainerView,
     /// The builder.
@@ -135,10 +137,11 @@ impl PodView {
             deletion: meta.deletion_timestamp.as_ref().map(|t| t.0),
             reason: status.reason.is_some().then(|| words(&status.reason, &status.message)),
             disruption: condition("DisruptionTarget", "True").map(|c| words(&c.reason, &c.message)),
+            sandbox: condition("PodReadyToStartContainers", "True").is_some(),
             unschedulable: condition("PodScheduled", "False").map(|c| words(&c.reason, &c.message).1),
             courier: container(status.init_container_statuses.as_deref(), COURIER_CONTAINER),
             source: container(status.init_container_statuses.as_deref(), SOURCE_CONTAINER),
-            source_ended: source_ended(status),
+            source_took: source_took(status),
             git: container(status.init_container_statuses.as_deref(), GIT_CONTAINER),
             build: container(status.container_statuses.as_deref(), BUILD_CONTAINER),
             permit: annotation(PERMIT_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
@@ -165,9 +168,11 @@ impl PodView {
     }
 }
 
-fn source_ended(status: &PodStatus) -> Option<Timestamp> {
+fn source_took(status: &PodStatus) -> Option<i64> {
     let source = status.init_container_statuses.iter().flatten().find(|c| c.name == SOURCE_CONTAINER)?;
-    source.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|t| t.0)
+    let ended = source.state.as_ref()?.terminated.as_ref()?;
+    let (from, to) = (ended.started_at.as_ref()?.0, ended.finished_at.as_ref()?.0);
+    Some((to.as_second() - from.as_second()).max(0))
 }
 
 fn ended(status: &PodStatus) -> Option<Timestamp> {

@@ -26,9 +26,12 @@ use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
 use super::dereference::dereference;
 use super::error::{ReconcileError, timed};
 use super::events::transitions;
+use super::kubelet::{self, Warning};
 use super::names;
 use super::observe::PodView;
 use super::pod::Blueprint;
+use super::pod_events;
+use super::start::Patience;
 use super::validate::{Buildable, Desired, validate};
 
 /// An ImageBuild, or what can be said of one that can't be read.
@@ -106,7 +109,8 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
     let found = dereference(&ctx.client, &this.namespace, &build.spec).await?;
     let desired = validate(&build.spec, &found, &ctx.config);
     let pods = look_at_pods(ctx, &this, &stored).await?;
-    let decision = ponder(ctx, &this, &desired, &stored, &pods);
+    let warnings = listen(ctx, &this, &stored, &pods).await;
+    let decision = ponder(ctx, &this, &desired, &stored, &pods, &warnings);
 
     if !ctx.leadership.is_leader() {
         return Err(ReconcileError::NotLeader);
@@ -189,6 +193,22 @@ async fn look_at_pods(
     Ok(pods)
 }
 
+/// What Events say of the pod that is to start, where it takes long to.
+async fn listen(
+    ctx: &Context,
+    this: &This,
+    status: &ImageBuildStatus,
+    pods: &BTreeMap<String, PodView>,
+) -> Vec<Warning> {
+    let subject = this.subject(status).filter(|_| runs(status));
+    match subject.and_then(|s| pods.get(&s.pod)) {
+        Some(pod) if kubelet::due(pod, ctx.clock.now().as_second()) == Some(0) => {
+            pod_events::warnings(ctx, &this.uid, pod).await
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Decides, and asks for a place in the queue where the decision needs one.
 fn ponder(
     ctx: &Context,
@@ -196,6 +216,7 @@ fn ponder(
     desired: &Desired,
     stored: &ImageBuildStatus,
     pods: &BTreeMap<String, PodView>,
+    warnings: &[Warning],
 ) -> Decision {
     let subject = this.subject(stored);
     let journal = subject.as_ref().and_then(|s| ctx.journals.state(&s.uid, &s.attempt));
@@ -211,9 +232,13 @@ fn ponder(
         status: stored,
         pods,
         journal: journal.as_ref(),
+        warnings,
         slot: Slot::Unknown,
         creation: creation.as_ref(),
-        grace: ctx.config.pod_start_grace.seconds(),
+        patience: Patience {
+            scheduling: ctx.config.pod_scheduling_deadline.seconds(),
+            start: ctx.config.pod_start_grace.seconds(),
+        },
     };
     let now = ctx.clock.now();
     let decision = decide(now, &observed);

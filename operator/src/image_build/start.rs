@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use kiln_contract::{Failure, FailureClass, reason};
 
 use super::conditions::reasons;
+use super::kubelet::Hindrance;
 use super::observe::{ContainerView, PodView};
 
 /// Waiting reasons of the kubelet that do not go away by waiting, as a rule.
@@ -31,21 +32,26 @@ pub enum Start {
         reason: String,
         /// The cluster's words.
         message: String,
-        /// When patience ends; never for a pod without a node.
+        /// When patience ends; never while the source is fetched, which has a limit of its own.
         until: Option<Timestamp>,
     },
     /// It never will.
     Failed(Failure),
 }
 
-/// Looks at a pod that is not terminal. `grace` is how many seconds it may take from having a node.
-pub fn start(pod: &PodView, now: Timestamp, grace: i64) -> Start {
+/// How long a pod may take, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Until there is a node for it.
+    pub scheduling: i64,
+    /// From there until its containers run, fetching the source not counted; and until a missing object is there.
+    pub start: i64,
+}
+
+/// Looks at a pod that is not terminal. `hindrance` is what Events say of one without a sandbox.
+pub fn start(pod: &PodView, now: Timestamp, patience: Patience, hindrance: Option<&Hindrance>) -> Start {
     if pod.node.is_none() && pod.scheduled.is_none() {
-        let (reason, message) = match &pod.unschedulable {
-            Some(words) => (reasons::UNSCHEDULABLE, words.clone()),
-            None => (reasons::STARTING, format!("pod {} waits for a node", pod.name)),
-        };
-        return Start::Waiting { reason: reason.to_owned(), message, until: None };
+        return no_node(pod, now, patience.scheduling);
     }
     if pod.source.running {
         let message = format!("pod {} fetches the source", pod.name);
@@ -59,19 +65,58 @@ pub fn start(pod: &PodView, now: Timestamp, grace: i64) -> Start {
         return Start::Done;
     };
     let failed = |message: String| {
-        let hint = format!("; see: kubectl -n {} describe pod {}", pod.namespace, pod.name);
-        Start::Failed(Failure::new(FailureClass::Infrastructure, reason::POD_START_FAILED, message + &hint))
+        Start::Failed(Failure::new(FailureClass::Infrastructure, reason::POD_START_FAILED, message))
     };
     let (reason, message) = waiting(pod, name, container);
     if reason == "InvalidImageName" {
         return failed(message);
     }
-    let since = pod.source_ended.or(pod.scheduled).or(pod.created).unwrap_or(now);
-    let until = since.as_second().saturating_add(grace);
+    let hindrance = hindrance.filter(|_| !pod.sandbox && !pod.courier.has_started());
+    let (reason, message) = match hindrance {
+        // The container's own words are newer than what was said of its volumes.
+        Some(h) if reason == reasons::STARTING => (h.reason.clone(), h.message.clone()),
+        _ => (reason, message),
+    };
+    let since = pod.scheduled.or(pod.created).unwrap_or(now).as_second();
+    // Only how long the source took is known by the node's clock, not when; what comes after it starts with a grace anew.
+    let grace = patience.start;
+    let until = match pod.source_took {
+        Some(took) => since.saturating_add(took).saturating_add(grace).saturating_add(grace),
+        None => since.saturating_add(grace),
+    };
     if now.as_second() >= until {
-        return failed(format!("{message} (for {grace} seconds)"));
+        let waited = now.as_second() - since;
+        if reason == reasons::STARTING {
+            // A kubelet that works on it has words for what keeps it.
+            let message = format!("{message} within {waited} seconds, and its node does not say why");
+            return Start::Failed(Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, message));
+        }
+        let message = format!("{message} (for {waited} seconds)");
+        return match hindrance.map(|h| h.failure) {
+            Some((class, why)) if class != FailureClass::Infrastructure => {
+                Start::Failed(Failure::new(class, why, message))
+            }
+            _ => failed(message),
+        };
     }
     Start::Waiting { reason, message, until: Timestamp::from_second(until).ok() }
+}
+
+/// A pod without a node.
+fn no_node(pod: &PodView, now: Timestamp, patience: i64) -> Start {
+    let since = pod.created.unwrap_or(now).as_second();
+    let until = since.saturating_add(patience);
+    let (reason, message) = match &pod.unschedulable {
+        Some(words) => (reasons::UNSCHEDULABLE, words.clone()),
+        None => (reasons::STARTING, format!("pod {} waits for a node", pod.name)),
+    };
+    if now.as_second() >= until {
+        let message = format!(
+            "no node was found for the builder pod within {patience} seconds: {message}; lower spec.resources.requests, or see that a node has room for them"
+        );
+        return Start::Failed(Failure::new(FailureClass::Infrastructure, reason::UNSCHEDULABLE, message));
+    }
+    Start::Waiting { reason: reason.to_owned(), message, until: Timestamp::from_second(until).ok() }
 }
 
 fn waiting(pod: &PodView, name: &str, container: &ContainerView) -> (String, String) {
@@ -88,6 +133,8 @@ mod tests {
     use super::*;
     use crate::image_build::testing::at;
 
+    const PATIENCE: Patience = Patience { scheduling: 3600, start: 300 };
+
     fn pod(change: impl FnOnce(&mut PodView)) -> PodView {
         let mut pod = PodView { node: Some("n".into()), scheduled: Some(at(0)), ..PodView::default() };
         change(&mut pod);
@@ -95,11 +142,31 @@ mod tests {
     }
 
     fn word(pod: &PodView, now: i64) -> String {
-        match start(pod, at(now), 300) {
+        match start(pod, at(now), PATIENCE, None) {
             Start::Done => "done".into(),
             Start::Waiting { reason, until, .. } => format!("{reason} {}", until.is_some()),
             Start::Failed(failure) => failure.reason,
         }
+    }
+
+    #[test]
+    fn a_missing_secret_is_named_while_there_is_time_and_after_it() {
+        let hindrance = Hindrance {
+            reason: reasons::WAITING_FOR_SECRET.into(),
+            message: "Secret x".into(),
+            failure: (FailureClass::Source, reason::SECRET_NOT_FOUND),
+        };
+        let look = |pod: &PodView, now| start(pod, at(now), PATIENCE, Some(&hindrance));
+        let stuck = pod(|p| p.courier.waiting = Some(("PodInitializing".into(), "w".into())));
+        let Start::Waiting { reason: why, message, until } = look(&stuck, 299) else { panic!("it waits") };
+        assert_eq!((why.as_str(), message.as_str(), until), ("WaitingForSecret", "Secret x", Some(at(300))));
+        let Start::Failed(failure) = look(&stuck, 300) else { panic!("it has failed") };
+        assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::Source, "SecretNotFound"));
+        assert_eq!(failure.message, "Secret x (for 300 seconds)");
+        // What was said before the volumes were there says nothing any more.
+        let later = pod(|p| p.sandbox = true);
+        assert!(matches!(look(&later, 1), Start::Waiting { reason, .. } if reason == "Starting"));
+        assert!(matches!(look(&later, 300), Start::Failed(f) if f.reason == reason::BUILDER_LOST));
     }
 
     #[test]
@@ -108,7 +175,8 @@ mod tests {
             let why = why.to_owned();
             pod(move |p| p.courier.waiting = Some((why, "w".into())))
         };
-        let no_node = PodView { unschedulable: Some("0/3 nodes".into()), ..PodView::default() };
+        let no_node =
+            PodView { created: Some(at(0)), unschedulable: Some("0/3 nodes".into()), ..PodView::default() };
         let cases = [
             (pod(|p| (p.courier.running, p.build.running) = (true, true)), 999, "done"),
             (pod(|p| (p.courier.running, p.source.running) = (true, true)), 9999, "Fetching false"),
@@ -124,9 +192,9 @@ mod tests {
                 pod(|p| {
                     p.courier.running = true;
                     p.source.terminated = Some(Default::default());
-                    p.source_ended = Some(at(1000));
+                    p.source_took = Some(1000);
                 }),
-                1299,
+                1599,
                 "Starting true",
             ),
             (
@@ -137,10 +205,12 @@ mod tests {
                 1,
                 "ImagePullBackOff true",
             ),
-            (no_node, 9999, "Unschedulable false"),
-            (PodView::default(), 0, "Starting false"),
+            (no_node.clone(), 3599, "Unschedulable true"),
+            (no_node, 3600, reason::UNSCHEDULABLE),
+            (PodView::default(), 0, "Starting true"),
             (stuck("ContainerCreating"), 299, "Starting true"),
-            (stuck("ContainerCreating"), 300, reason::POD_START_FAILED),
+            // Its kubelet says nothing: another node may do better.
+            (stuck("ContainerCreating"), 300, reason::BUILDER_LOST),
             (stuck("ImagePullBackOff"), 299, "ImagePullBackOff true"),
             (stuck("ImagePullBackOff"), 300, reason::POD_START_FAILED),
             (stuck("InvalidImageName"), 0, reason::POD_START_FAILED),

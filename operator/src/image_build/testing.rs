@@ -15,10 +15,12 @@ use crate::config::Config;
 
 use super::conditions;
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
+use super::kubelet::Warning;
 use super::lifecycle::{Finish, finish_run};
 use super::names;
 use super::observe::{ContainerView, PodView, Terminated};
 use super::pod::Blueprint;
+use super::start::Patience;
 use super::validate::{Build, Buildable, Desired};
 
 /// Seconds after the epoch.
@@ -119,6 +121,7 @@ pub struct World {
     pub status: ImageBuildStatus,
     pub pods: BTreeMap<String, PodView>,
     pub journal: Option<BuildState>,
+    pub warnings: Vec<Warning>,
     pub slot: Slot,
     pub creation: Option<CreationFault>,
 }
@@ -134,6 +137,7 @@ impl World {
             status: ImageBuildStatus { observed_generation: -1, ..ImageBuildStatus::default() },
             pods: BTreeMap::new(),
             journal: None,
+            warnings: Vec::new(),
             slot: Slot::Granted,
             creation: None,
         }
@@ -162,9 +166,10 @@ impl World {
                 status: &self.status,
                 pods: &self.pods,
                 journal: self.journal.as_ref(),
+                warnings: &self.warnings,
                 slot: self.slot,
                 creation: self.creation.as_ref(),
-                grace: 300,
+                patience: Patience { scheduling: 3600, start: 300 },
             },
         )
     }

@@ -229,6 +229,12 @@ impl Api {
             ["apis", "kiln.build", "v1alpha1", "namespaces", namespace, "imagebuilds", rest @ ..] => {
                 ((Kind::Build, *namespace), rest)
             }
+            ["apis", "events.k8s.io", ..] if call.method == "GET" => {
+                return (
+                    200,
+                    json!({"kind": "EventList", "apiVersion": "events.k8s.io/v1", "metadata": {}, "items": []}),
+                );
+            }
             ["apis", "events.k8s.io", ..] => return (201, call.body.clone()),
             _ => panic!("the simulator does not know {} {}", call.method, call.path),
         };

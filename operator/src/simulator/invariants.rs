@@ -20,6 +20,8 @@ const MAX_STATUS: usize = 64 << 10;
 /// Seconds of a build's timeout, and that a pod may take to start, in the simulated objects.
 pub const TIMEOUT: i64 = 3600;
 pub const GRACE: i64 = 300;
+/// Seconds that a pod may be without a node.
+const UNSCHEDULABLE: i64 = 3600;
 /// Attempts of a run: the first, and two retries.
 const ATTEMPTS: usize = 3;
 /// Seconds after an order to stop that a pod gets before it is given up.
@@ -164,8 +166,9 @@ impl Invariants {
             FailureClass::Timeout => age >= TIMEOUT - 5,
             _ if failure.reason == reason::POD_START_FAILED => age >= GRACE - 5,
             _ if failure.reason == reason::POD_NAME_CONFLICT => meddled,
-            // Each attempt met with something.
-            _ => new.attempts.len() == ATTEMPTS && (mishaps >= 1 || meddled),
+            _ if failure.reason == reason::UNSCHEDULABLE => age >= UNSCHEDULABLE - 5,
+            // Its node was slow, or it met with something, each time.
+            _ => new.attempts.len() == ATTEMPTS && (mishaps >= 1 || meddled || age >= GRACE - 5),
         };
         ensure(holds, || {
             format!(
