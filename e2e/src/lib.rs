@@ -5,4 +5,5 @@
 pub mod cluster;
 pub mod image;
 pub mod operator;
+pub mod process;
 pub mod registry;

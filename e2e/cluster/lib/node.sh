@@ -42,13 +42,15 @@ sysctl -qw net.bridge.bridge-nf-call-iptables=1
 . "$HERE/lib/node-config.sh"
 
 run() { local n=$1; shift; "$@" > "$LOG/$name-$n.log" 2>&1 < /dev/null & }
+# What a service manager does for a kubelet: one that died is started again.
+respawn() { while :; do "$@" || true; sleep 0.5; done; }
 run containerd containerd -c "$dir/containerd.toml"
 until ctr version > /dev/null 2>&1; do sleep 0.05; done
 for t in "$BIN"/images/*.tar; do    # pinned, or image garbage collection might take them away for good
   ctr -n k8s.io images import --local --label io.cri-containerd.pinned=pinned "$t"
 done
 until [ -e "$STATE/api-up" ]; do sleep 0.1; done
-run kubelet kubelet --config="$dir/kubelet.yaml" --kubeconfig="$PKI/$name.kubeconfig" --node-ip="$ip" --hostname-override="$name" -v=2
+run kubelet respawn kubelet --config="$dir/kubelet.yaml" --kubeconfig="$PKI/$name.kubeconfig" --node-ip="$ip" --hostname-override="$name" -v=2
 run kube-proxy kube-proxy --config="$dir/proxy.yaml"
 trap - ERR; set +e
 while :; do wait -n || sleep 1; done

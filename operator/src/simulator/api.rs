@@ -35,6 +35,8 @@ pub enum Actor {
 pub struct Change {
     pub key: Key,
     pub by: Actor,
+    /// How long the history was when it was asked for, where an operator did.
+    pub sent: usize,
     /// When, in seconds.
     pub at: i64,
     /// What it is now; `None` when it is gone.
@@ -60,6 +62,8 @@ pub struct Api {
     objects: BTreeMap<Key, Arc<Value>>,
     pub history: Vec<Change>,
     uids: u64,
+    /// How long the history was when the request that is carried out was sent.
+    pub sent: usize,
     /// Who is at work.
     pub actor: Actor,
     /// Its time, in seconds since the epoch.
@@ -131,8 +135,8 @@ impl Api {
         object["metadata"]["resourceVersion"] = json!((self.history.len() + 1).to_string());
         let object = Arc::new(object);
         let before = self.objects.insert(key.clone(), object.clone());
-        let (by, at) = (self.actor, self.now);
-        self.history.push(Change { key, by, at, now: Some(object.clone()), before });
+        let (by, at, sent) = (self.actor, self.now, self.sent);
+        self.history.push(Change { key, by, at, sent, now: Some(object.clone()), before });
         object
     }
 
@@ -176,8 +180,9 @@ impl Api {
         let Some(before) = self.objects.remove(key) else { return };
         let mut last = (*before).clone();
         last["metadata"]["resourceVersion"] = json!((self.history.len() + 1).to_string());
-        let (by, at, before) = (self.actor, self.now, Some(Arc::new(last)));
-        self.history.push(Change { key: key.clone(), by, at, now: None, before });
+        let (by, at, sent) = (self.actor, self.now, self.sent);
+        let before = Some(Arc::new(last));
+        self.history.push(Change { key: key.clone(), by, at, sent, now: None, before });
     }
 
     /// The garbage collector: what belongs to an object that is gone is deleted.

@@ -30,6 +30,8 @@ pub struct Pending {
     /// Which operator sent it.
     pub from: usize,
     pub call: Call,
+    /// How long the API server's history was when it was sent.
+    pub sent: usize,
     pub reply: oneshot::Sender<Reply>,
 }
 
@@ -39,6 +41,8 @@ pub struct Gate {
     pending: Arc<Mutex<Vec<Pending>>>,
     /// `Date` of the answers, in seconds.
     date: Arc<Mutex<i64>>,
+    /// How long the API server's history is.
+    history: Arc<Mutex<usize>>,
 }
 
 impl Gate {
@@ -61,7 +65,8 @@ impl Gate {
             body: if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? },
         };
         let (reply, answer) = oneshot::channel();
-        self.pending.lock().expect("no panic").push(Pending { from, call, reply });
+        let sent = *self.history.lock().expect("no panic");
+        self.pending.lock().expect("no panic").push(Pending { from, call, sent, reply });
         let (code, body) = match answer.await {
             Ok(Reply::Answer((code, value))) => (code, value.to_string()),
             Ok(Reply::Text(text)) => (200, text),
@@ -79,8 +84,10 @@ impl Gate {
         now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
     }
 
-    pub fn set_time(&self, seconds: i64) {
+    /// What requests and answers are to be marked with from now on.
+    pub fn set_now(&self, seconds: i64, history: usize) {
         *self.date.lock().expect("no panic") = seconds;
+        *self.history.lock().expect("no panic") = history;
     }
 
     pub fn len(&self) -> usize {

@@ -48,8 +48,8 @@ pub struct Invariants {
     made: BTreeMap<(String, String), BTreeSet<String>>,
     /// UIDs of pods that a status has named.
     on_record: BTreeSet<String>,
-    /// Where the history was when an operator last looked at an object.
-    looks: BTreeMap<(usize, Key), usize>,
+    /// How long the history was whenever an operator looked at an object.
+    looks: BTreeMap<(usize, Key), Vec<usize>>,
 }
 
 /// Everything that an invariant looks at.
@@ -85,7 +85,7 @@ fn numbers(attempt: &str) -> (i64, i64) {
 impl Invariants {
     /// An operator has looked at an object.
     pub fn looked(&mut self, operator: usize, key: &Key, at: usize) {
-        self.looks.insert((operator, key.clone()), at);
+        self.looks.entry((operator, key.clone())).or_default().push(at);
     }
 
     pub fn wishes(&mut self, uid: String) -> &mut Wishes {
@@ -201,18 +201,18 @@ impl Invariants {
         }
         let permit = &now["metadata"]["annotations"][PERMIT_ANNOTATION];
         if *permit != before["metadata"]["annotations"][PERMIT_ANNOTATION] {
-            return self.permitted(scene, now, &owner, index, operator);
+            return self.permitted(scene, now, &owner, (index, change.sent), operator);
         }
         Ok(())
     }
 
-    /// Leave to tag is for an attempt that was wanted when the operator looked last.
+    /// Leave to tag is for an attempt that was wanted when the operator looked last before it asked.
     fn permitted(
         &self,
         scene: Scene<'_>,
         pod: &Value,
         owner: &str,
-        index: usize,
+        (index, sent): (usize, usize),
         operator: usize,
     ) -> Verdict {
         let Some(runner) = scene.runners.get(&uid(pod)) else { return Ok(()) };
@@ -234,7 +234,9 @@ impl Invariants {
         // Since when it is not wanted any more.
         let unwanted = states.iter().rev().take_while(|(_, c)| !wanted(c)).last();
         let Some((since, change)) = unwanted else { return Ok(()) };
-        let look = self.looks.get(&(operator, change.key.clone()));
+        // A request that was under way when it was edited or cancelled can't be called back.
+        let looks = self.looks.get(&(operator, change.key.clone()));
+        let look = looks.and_then(|all| all.iter().rfind(|look| **look <= sent));
         ensure(look.is_some_and(|look| look <= since), || {
             format!("a permit for {}, which was not wanted any more", runner.attempt())
         })

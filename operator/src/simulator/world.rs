@@ -130,7 +130,7 @@ impl World {
         let lag = if self.rng.bool() { 0 } else { self.rng.usize(0..=all.min(8)) };
         let skew = self.skew();
         self.started += 1;
-        self.gate.set_time(self.api.now);
+        self.gate.set_now(self.api.now, self.api.history.len());
         let number = self.started;
         self.say(|| format!("operator {number} starts, its lists lag by {lag} changes"));
         let config = self.config();
@@ -139,7 +139,7 @@ impl World {
 
     /// Lets everything come to where it waits for the scheduler.
     pub async fn settle(&mut self) {
-        self.gate.set_time(self.api.now);
+        self.gate.set_now(self.api.now, self.api.history.len());
         for operator in &self.operators {
             operator.set_time(self.api.now);
         }
@@ -298,6 +298,7 @@ impl World {
 
     fn handle(&mut self, pending: &Pending) -> super::api::Answer {
         self.api.actor = Actor::Operator(pending.from);
+        self.api.sent = pending.sent;
         let (method, path) = (&pending.call.method, &pending.call.path);
         let parts: Vec<&str> = path.split('/').collect();
         if method == "GET" && path.contains("/imagebuilds/") {
@@ -371,7 +372,7 @@ impl World {
     /// Time passes, for everybody.
     pub async fn pass(&mut self, seconds: i64) {
         self.api.now += seconds;
-        self.gate.set_time(self.api.now);
+        self.gate.set_now(self.api.now, self.api.history.len());
         for operator in &self.operators {
             operator.set_time(self.api.now);
         }
