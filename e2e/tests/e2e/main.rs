@@ -15,6 +15,7 @@ mod isolation;
 mod language;
 mod lifecycle;
 mod load;
+mod missing;
 mod outages;
 mod pod;
 mod sources;
