@@ -7,7 +7,6 @@ use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER, GIT_CONTAINER, SO
 use kiln_contract::text::truncate;
 
 use super::names::ATTEMPT_ANNOTATION;
-use crate::mutant;
 
 /// Bytes of a message of kubelet or scheduler that are kept: the API server itself allows 32 KiB.
 const MAX_WORDS: usize = 512;
@@ -163,8 +162,7 @@ impl PodView {
     pub fn is_lost(&self, now: Timestamp) -> bool {
         /// Seconds after the end of the grace period.
         const OVERDUE: i64 = 60;
-        self.deletion.is_some_and(|by| now.as_second() > by.as_second() + OVERDUE)
-            && (!self.may_tag(now) || mutant!(LostWithPermit))
+        self.deletion.is_some_and(|by| now.as_second() > by.as_second() + OVERDUE) && !self.may_tag(now)
     }
 }
 

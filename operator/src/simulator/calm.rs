@@ -21,7 +21,7 @@ impl World {
         }
         user::tidy(self);
         for runner in self.runners.values_mut() {
-            runner.lost = false;
+            runner.reconnect(&mut self.api);
             runner.mishap = runner.mishap.filter(|(_, mishap)| *mishap != Mishap::NodeLost);
         }
         self.silent.clear();

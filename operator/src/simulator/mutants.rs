@@ -17,8 +17,8 @@ pub enum Mutant {
     AdoptForeignPod,
     /// The next attempt does not wait for the pods of earlier ones.
     IgnoreLivePods,
-    /// A pod that may still tag counts as lost.
-    LostWithPermit,
+    /// A permit is good for an hour, and operators wait a minute for its end.
+    EndlessPermit,
     /// A fault of the API server ends the build.
     ApiFaultIsFinal,
     /// Faults of the author are tried again.
@@ -52,7 +52,7 @@ pub const ALL: [Mutant; 18] = [
     Mutant::StatusWithoutVersion,
     Mutant::AdoptForeignPod,
     Mutant::IgnoreLivePods,
-    Mutant::LostWithPermit,
+    Mutant::EndlessPermit,
     Mutant::ApiFaultIsFinal,
     Mutant::RetryEverything,
     Mutant::RetryForever,

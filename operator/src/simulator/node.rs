@@ -10,7 +10,7 @@ use kiln_contract::request::{BuildRequest, Content, Source};
 use kiln_contract::{Failure, FailureClass, VERSION, reason};
 use serde_json::{Value, json};
 
-use super::api::{Api, Key, Kind, time, uid};
+use super::api::{Api, Key, Kind, merge, time, uid};
 use super::registry::Registry;
 
 /// What happens to a pod that nobody asked for.
@@ -50,6 +50,8 @@ pub enum Stage {
 
 /// Seconds that a courier waits for a permit.
 const PERMIT_WAIT: i64 = 600;
+/// Seconds within which a try to move a tag has ended.
+const TAG_SECONDS: i64 = 25;
 
 /// A pod at work.
 #[derive(Debug)]
@@ -67,8 +69,12 @@ pub struct Runner {
     pub lost: bool,
     /// Seconds that its node's clock is ahead of the API server's.
     pub skew: i64,
+    /// How it ended, as the kubelet says it.
+    ended: Option<Value>,
     /// Since when it waits for leave to tag.
     ready: Option<i64>,
+    /// Since when the registry is being asked to move the tag.
+    tagging: Option<i64>,
     /// The pod as its kubelet last saw it.
     view: Value,
     request: Option<BuildRequest>,
@@ -90,7 +96,9 @@ impl Runner {
             suffered: None,
             lost: false,
             skew,
+            ended: None,
             ready: None,
+            tagging: None,
             view: pod.clone(),
             request: None,
             journal: Vec::new(),
@@ -143,19 +151,37 @@ impl Runner {
             report.to_json()
         });
         let state = |reason: &str, message: Option<String>| json!({"terminated": {"exitCode": 1, "reason": reason, "finishedAt": at, "message": message}});
-        let oom = self.mishap.is_some_and(|(_, m)| m == Mishap::OutOfMemory);
-        self.status(api, |status| {
-            status["phase"] = json!("Failed");
-            if let Some((word, words)) = why {
-                status["reason"] = json!(word);
-                status["message"] = json!(words);
-            }
-            let courier = container(COURIER_CONTAINER, &state("Error", message));
-            status["initContainerStatuses"] = json!([courier]);
-            let build = container(BUILD_CONTAINER, &state(if oom { "OOMKilled" } else { "Error" }, None));
-            status["containerStatuses"] = json!([build]);
+        let oom = self.suffered == Some(Mishap::OutOfMemory);
+        let mut ended = json!({
+            "phase": "Failed",
+            "initContainerStatuses": [container(COURIER_CONTAINER, &state("Error", message))],
+            "containerStatuses": [container(BUILD_CONTAINER, &state(if oom { "OOMKilled" } else { "Error" }, None))],
         });
+        if let Some((word, words)) = why {
+            ended["reason"] = json!(word);
+            ended["message"] = json!(words);
+        }
+        self.ended = Some(ended);
+        self.show_end(api);
         self.stage = Stage::Ended;
+    }
+
+    /// The kubelet says how the pod ended, unless its node is cut off.
+    fn show_end(&self, api: &mut Api) {
+        let Some(ended) = &self.ended else { return };
+        self.status(api, |status| merge(status, ended));
+    }
+
+    /// The node is back.
+    pub fn reconnect(&mut self, api: &mut Api) {
+        self.lost = false;
+        self.show_end(api);
+        let deleted = api
+            .get(&self.key)
+            .is_some_and(|p| uid(p) == self.uid && !p["metadata"]["deletionTimestamp"].is_null());
+        if deleted && !self.is_alive() {
+            api.remove(&self.key);
+        }
     }
 
     fn fail(&mut self, api: &mut Api, failure: Failure) {
@@ -186,6 +212,12 @@ impl Runner {
                 return;
             }
         }
+        // A request that is under way is not called back by a stop or by the permit's end.
+        if self.tagging.take().is_some_and(|since| api.now - since <= TAG_SECONDS) {
+            registry.tag(api, self, &self.image().digest);
+            self.stage = Stage::Tagged;
+            return;
+        }
         if self.stage >= Stage::Courier
             && self.stage < Stage::Tagged
             && let Some(stop) = annotation::<Stop>(&self.view, STOP_ANNOTATION)
@@ -204,12 +236,18 @@ impl Runner {
         {
             return;
         }
-        self.advance(api, registry);
+        self.advance(api);
     }
 
     /// Whether the mishap keeps the pod from going on.
     fn suffer(&mut self, api: &mut Api, at: Stage, mishap: Mishap) -> bool {
         let lost = || Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, "simulated");
+        if (at, mishap) == (Stage::Ready, Mishap::NodeLost)
+            && annotation::<Permit>(&self.view, PERMIT_ANNOTATION).is_none()
+        {
+            // It is lost with the permit in the courier's hands.
+            return false;
+        }
         self.suffered = Some(mishap);
         match mishap {
             Mishap::NodeLost => {
@@ -230,7 +268,7 @@ impl Runner {
         true
     }
 
-    fn advance(&mut self, api: &mut Api, registry: &mut Registry) {
+    fn advance(&mut self, api: &mut Api) {
         let now = api.now;
         let running = json!({"running": {"startedAt": time(now + self.skew)}});
         self.stage = match self.stage {
@@ -305,8 +343,8 @@ impl Runner {
                     }
                     return;
                 }
-                registry.tag(api, self, &digest);
-                Stage::Tagged
+                self.tagging = Some(now);
+                return;
             }
             Stage::Tagged => {
                 self.write(now, Event::Succeeded { image: self.image() });
