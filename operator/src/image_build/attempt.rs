@@ -77,6 +77,9 @@ impl Decider<'_> {
         if pod.terminal || pod.is_lost(self.now) || given_up || tagged {
             return Err(Ended(outcome(&id, Some(pod), journal)));
         }
+        if let Some(after) = pod.lost_after() {
+            self.look_again((after + 1 - self.now.as_second()).clamp(1, 120));
+        }
         if let Some(why) = self.stop_reason(pod) {
             return Ok(self.stop(pod, id, &why));
         }

@@ -87,6 +87,20 @@ fn a_deleted_pod_is_made_again_and_waits_out_a_permit() {
 }
 
 #[test]
+fn a_pod_on_a_node_that_is_lost_is_looked_at_when_its_time_is_over() {
+    let mut w = World::new();
+    w.run_pod();
+    let by = w.now + 60;
+    w.pod().deletion = Some(at(by));
+    assert_eq!(w.decide().again, Some(std::time::Duration::from_secs(120)), "no event will tell");
+    w.now = by + 60;
+    assert_eq!((w.decide().again, w.status.attempts.len()), (Some(std::time::Duration::from_secs(1)), 1));
+    w.now += 1;
+    w.decide();
+    assert_eq!(w.status.attempts[0].class, Some(Class::Infrastructure));
+}
+
+#[test]
 fn a_pod_that_does_not_end_is_given_up_once_it_can_not_tag() {
     let mut w = World::new();
     w.run_pod();

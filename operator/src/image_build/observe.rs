@@ -160,9 +160,14 @@ impl PodView {
 
     /// Whether its node is gone: it was to be deleted a minute ago and is still there, and can't tag any more.
     pub fn is_lost(&self, now: Timestamp) -> bool {
+        self.lost_after().is_some_and(|after| now.as_second() > after) && !self.may_tag(now)
+    }
+
+    /// After when it counts as lost, if it is being deleted and has no permit. No event will tell.
+    pub fn lost_after(&self) -> Option<i64> {
         /// Seconds after the end of the grace period.
         const OVERDUE: i64 = 60;
-        self.deletion.is_some_and(|by| now.as_second() > by.as_second() + OVERDUE) && !self.may_tag(now)
+        self.deletion.map(|by| by.as_second() + OVERDUE)
     }
 }
 
