@@ -111,8 +111,9 @@ impl Context {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, uid: &str, use_it: impl FnOnce(&mut Memory) -> T) -> T {
-        use_it(self.memory().entry(uid.to_owned()).or_default())
+    /// Uses what is remembered of an object that the watch shows; of one that is gone nothing is remembered any more.
+    fn with<T: Default>(&self, uid: &str, use_it: impl FnOnce(&mut Memory) -> T) -> T {
+        self.memory().get_mut(uid).map(use_it).unwrap_or_default()
     }
 
     /// Has the controller look at an object.
@@ -133,13 +134,13 @@ impl Context {
     /// Takes note of an object that the watch shows.
     pub fn note(&self, build: &ImageBuild) {
         let (Some(uid), Some(namespace)) = (&build.metadata.uid, &build.metadata.namespace) else { return };
-        self.with(uid, |memory| {
-            memory.namespace.clone_from(namespace);
-            memory.name = build.metadata.name.clone().unwrap_or_default();
-            let source = &build.spec.source;
-            let map = source.config_map.as_ref().map(|c| config_map_key(&c.name));
-            memory.source = map.or_else(|| source.flux.as_ref().map(|f| super::flux::key(f.kind, &f.name)));
-        });
+        let mut memory = self.memory();
+        let memory = memory.entry(uid.clone()).or_default();
+        memory.namespace.clone_from(namespace);
+        memory.name = build.metadata.name.clone().unwrap_or_default();
+        let source = &build.spec.source;
+        let map = source.config_map.as_ref().map(|c| config_map_key(&c.name));
+        memory.source = map.or_else(|| source.flux.as_ref().map(|f| super::flux::key(f.kind, &f.name)));
     }
 
     /// Forgets an object that is gone, and gives its place to the next.
@@ -220,8 +221,13 @@ impl Context {
         })
     }
 
-    /// Asks for a place among the builds that run.
+    /// Asks for a place among the builds that run. An object that is gone gets none: it would never give it back.
     pub fn ask(&self, uid: &str, namespace: &str, name: &str) -> Slot {
+        // Held until the answer is there, so that it is not forgotten in between.
+        let known = self.memory();
+        if !known.contains_key(uid) {
+            return Slot::Queued(1);
+        }
         let mut queue = self.queue();
         let slot = queue.ask(uid, namespace, name);
         self.metrics.set_queue_depth(queue.waiting());

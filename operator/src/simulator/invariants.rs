@@ -136,6 +136,8 @@ impl Invariants {
         let runs = usize::try_from(new.run.unwrap_or_default()).unwrap_or_default();
         ensure(runs <= 1 + triggers, || format!("run {runs} after {triggers} triggers"))?;
         ensure(new.attempts.len() <= ATTEMPTS, || format!("{} attempts in a run", new.attempts.len()))?;
+        let again = new.attempts.iter().rev().skip(1).all(|a| a.class != Some(FailureClass::User));
+        ensure(again, || "what its author got wrong was tried again".into())?;
         let ready = find(&new, condition::READY).is_some_and(|c| c.status == "True");
         // What the status is of: the object as it was at that generation.
         let mut at = scene.api.history.iter().filter(|c| c.key == change.key).filter_map(|c| c.now.as_ref());
