@@ -66,6 +66,11 @@ pub fn of_registry(error: &Error, purpose: Purpose) -> Failure {
             (FailureClass::User, reason::BASE_IMAGE_NOT_FOUND, "; check the name and the tag")
         }
         Error::PlatformMissing { .. } => (FailureClass::User, reason::BASE_IMAGE_NOT_FOUND, ""),
+        Error::ImmutableTag { .. } => (
+            FailureClass::Registry,
+            reason::PUSH_FAILED,
+            "; push to a tag that is not taken, or let tags move in the registry's settings",
+        ),
         Error::Unavailable { .. } => (FailureClass::Registry, reason::REGISTRY_UNAVAILABLE, ""),
         Error::Digest { .. } | Error::Size { .. } | Error::Invalid { .. } if pull => {
             (FailureClass::User, reason::BASE_IMAGE_INVALID, "")

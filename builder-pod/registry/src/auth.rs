@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::{StatusCode, Url};
+use reqwest::Url;
 use serde::Deserialize;
 
 use crate::client::Client;
 use crate::credentials::{Login, Secret};
 use crate::error::{Error, Fault};
 use crate::guard;
-use crate::transport::{Ask, read_bounded};
+use crate::transport::{Ask, judge, read_bounded};
 
 /// Bytes of a token answer: tokens have a few KiB.
 const MAX_TOKEN: usize = 256 << 10;
-/// The token specification's lifetime for a token that does not say.
+/// The token specification's lifetime for a token that does not say, and the least that it allows.
 const DEFAULT_SECONDS: u64 = 60;
 /// A token is asked anew this long before its end, and at the latest after an hour.
 const MARGIN_SECONDS: u64 = 10;
@@ -103,8 +103,16 @@ struct Token {
     token: String,
     #[serde(default)]
     access_token: String,
+    /// Seconds. Services send whole numbers, fractions, and numbers beyond 64 bits; only a number counts.
     #[serde(default)]
-    expires_in: Option<i64>,
+    expires_in: serde_json::Value,
+}
+
+/// How long a token lasts by its service's word. Below the specification's time (or where it says nothing of use) it is tried for
+/// that time: without a token every blob would be sent twice, since the challenge comes after its bytes.
+fn seconds(expires_in: &serde_json::Value) -> u64 {
+    // The cast saturates, which is what is wanted of a huge number.
+    expires_in.as_f64().map_or(DEFAULT_SECONDS, |s| (s as u64).max(DEFAULT_SECONDS))
 }
 
 impl Client {
@@ -213,11 +221,11 @@ impl Client {
         let answer = tokio::time::timeout(self.inner.retry.idle, request.send())
             .await
             .map_err(|_| Fault::again("the token service did not answer"))?
-            .map_err(|e| Fault::again(format!("the token service: {}", crate::transport::causes(&e))))?;
+            .map_err(|e| Fault::again(format!("the token service: {}", crate::transport::told(e))))?;
+        // With the time that it asks us to wait.
+        let answer =
+            judge(answer, self.inner.retry.idle).await.map_err(|fault| fault.at("the token service"))?;
         let status = answer.status();
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Fault::again(format!("the token service answered {status}")));
-        }
         if !status.is_success() {
             return Ok(Err(format!("the token service answered {status}")));
         }
@@ -230,7 +238,7 @@ impl Client {
         if text.is_empty() {
             return Ok(Err("the token service sent no token".to_owned()));
         }
-        let seconds = token.expires_in.and_then(|s| u64::try_from(s).ok()).unwrap_or(DEFAULT_SECONDS);
+        let seconds = seconds(&token.expires_in);
         Ok(Ok(Header {
             value: format!("Bearer {text}"),
             until: lasting(seconds.saturating_sub(MARGIN_SECONDS)),

@@ -4,7 +4,6 @@
 use std::io::SeekFrom;
 use std::time::UNIX_EPOCH;
 
-use futures::StreamExt as _;
 use reqwest::header::LAST_MODIFIED;
 use reqwest::{Method, Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
@@ -17,7 +16,7 @@ use crate::error::{Error, Fault};
 use crate::guard;
 use crate::place::Place;
 use crate::retry::Backoff;
-use crate::transport::{causes, judge};
+use crate::transport::{Window, judge};
 
 /// What was downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +97,8 @@ impl Client {
         let mut backoff = Backoff::new(&self.inner.retry.impatient(), &place.host, &*ask.action);
         loop {
             let outcome = async {
-                let answer = judge(self.follow(&ask, header.as_ref(), &|| None).await?)?;
+                let answer = self.follow(&ask, header.as_ref(), &|| None).await?;
+                let answer = judge(answer, self.inner.retry.idle).await?;
                 if answer.status() == StatusCode::UNAUTHORIZED {
                     let detail = match authorization {
                         Some(_) => "401 Unauthorized: it does not take these credentials",
@@ -135,13 +135,8 @@ impl Client {
         let seconds = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|d| d.as_secs());
         let (mut size, mut hasher) = (0u64, Sha256::new());
         let mut body = answer.bytes_stream();
-        loop {
-            let chunk = match tokio::time::timeout(self.inner.retry.idle, body.next()).await {
-                Ok(Some(Ok(chunk))) => chunk,
-                Ok(None) => break,
-                Ok(Some(Err(e))) => return Err(Fault::again(causes(&e))),
-                Err(_) => return Err(Fault::again("the transfer stalled")),
-            };
+        let mut window = Window::new(self.inner.retry.idle);
+        while let Some(chunk) = window.next(&mut body).await? {
             size += chunk.len() as u64;
             if size > limit {
                 let (what, found) = (shown.to_owned(), format!("more than {limit} bytes"));

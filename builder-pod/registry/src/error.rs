@@ -74,7 +74,7 @@ pub enum Error {
         detail: String,
     },
     /// The tag names another image already, and the registry does not let tags move.
-    #[error("{registry} does not let the tag {tag} move: {detail}")]
+    #[error("{registry} has another image as {tag} and does not let the tag move: {detail}")]
     ImmutableTag {
         /// `host[:port]` of the registry.
         registry: String,
@@ -204,6 +204,16 @@ impl Fault {
     /// A fault that is worth another try.
     pub(crate) fn again(detail: impl Into<String>) -> Self {
         Self::Again { detail: detail.into(), after: None, unknown_host: false }
+    }
+}
+
+impl Fault {
+    /// The same, with who had it.
+    pub(crate) fn at(mut self, who: &str) -> Self {
+        if let Self::Again { detail, .. } = &mut self {
+            *detail = format!("{who}: {detail}");
+        }
+        self
     }
 }
 

@@ -1,6 +1,5 @@
 //! Pulling: a name to a pinned image, and its blobs, verified on the way.
 
-use futures::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
@@ -11,8 +10,8 @@ use crate::manifest::{ACCEPT, Blob, Image, MAX_CONFIG, MAX_MANIFEST, Parsed, par
 use crate::name::ImageName;
 use crate::place::Place;
 use crate::platform::{Found, Platform};
-use crate::retry::Backoff;
-use crate::transport::{range_from, read_bounded};
+use crate::retry::{Backoff, RetryPolicy};
+use crate::transport::{Window, range_from, read_bounded};
 
 /// `sha256:` digest of bytes.
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
@@ -143,6 +142,11 @@ impl Client {
                 // Nothing has been written when a place has no such blob or wants a login.
                 Err(Error::NotFound { .. } | Error::Unauthorized { .. } | Error::Denied { .. })
                     if index < last => {}
+                // Who asks for a blob has read a manifest that names it, so it is not the name that is wrong.
+                Err(Error::NotFound { registry, what, detail }) => {
+                    let detail = format!("its manifest is there, but {registry} has no {what}: {detail}");
+                    return Err(Error::Invalid { what: format!("the image {name}"), detail });
+                }
                 other => return other,
             }
         }
@@ -208,13 +212,13 @@ impl Client {
             _ => return Err((false, self.refusal(&ask, what, answer).await.into())),
         };
         let mut body = answer.bytes_stream();
+        let mut window = Window::new(self.inner.retry.idle);
         loop {
-            let next = tokio::time::timeout(self.inner.retry.idle, body.next()).await;
-            let chunk = match next {
-                Ok(Some(Ok(chunk))) => chunk,
+            let chunk = match window.next(&mut body).await {
+                Ok(Some(chunk)) => chunk,
                 Ok(None) => return Ok(()),
-                Ok(Some(Err(e))) => return Err((*done > start, Fault::again(crate::transport::causes(&e)))),
-                Err(_) => return Err((*done > start, Fault::again("the transfer stalled"))),
+                // Who only drips would else renew the budget with every try.
+                Err(fault) => return Err((*done - start >= RetryPolicy::MIN_WINDOW_BYTES, fault)),
             };
             let pass = skip.min(chunk.len() as u64);
             skip -= pass;

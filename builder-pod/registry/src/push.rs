@@ -177,13 +177,22 @@ impl Client {
                     status if status.is_success() => {
                         let header =
                             answer.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
-                        Ok(header.map(str::to_owned))
+                        Ok(Some(header.map(str::to_owned)))
                     }
                     _ => Err(Fault::from(self.refusal(&ask, &name.to_string(), answer).await)),
                 }
             };
             match outcome.await {
-                Ok(found) => return Ok(found),
+                Ok(None) => return Ok(None),
+                Ok(Some(Some(found))) => return Ok(Some(found)),
+                // The header is a registry's to leave out: then the manifest itself says it.
+                Ok(Some(None)) => {
+                    return match self.manifest(&place, name, selector).await {
+                        Ok((found, ..)) => Ok(Some(found)),
+                        Err(Error::NotFound { .. }) => Ok(None),
+                        Err(error) => Err(error),
+                    };
+                }
                 Err(fault) => backoff.after(fault).await?,
             }
         }
@@ -243,19 +252,19 @@ impl Client {
                 if status.is_success() {
                     return Ok(());
                 }
-                let error = self.refusal(&ask, &name.to_string(), answer).await;
-                Err(Fault::from(match error {
-                    Error::Refused { registry, detail, .. }
-                        if status == StatusCode::CONFLICT
-                            || detail.to_ascii_lowercase().contains("immutable") =>
-                    {
-                        Error::ImmutableTag { registry, tag: selector.to_owned(), detail }
-                    }
-                    error => error,
-                }))
+                Err(Fault::from(immutable(
+                    self.refusal(&ask, &name.to_string(), answer).await,
+                    status,
+                    selector,
+                )))
             };
             match outcome.await {
                 Ok(()) => break,
+                // An earlier try, or an earlier attempt, may have got there: then all is as it should be.
+                Err(Fault::Final(refused @ Error::ImmutableTag { .. })) => {
+                    let there = self.digest_of_tag(name, selector).await?;
+                    return if there.as_ref() == Some(&wanted) { Ok(()) } else { Err(refused) };
+                }
                 Err(fault) => backoff.after(fault).await?,
             }
             if !may() {
@@ -273,6 +282,18 @@ impl Client {
                 },
             }),
         }
+    }
+}
+
+/// A refusal as what it is for a tag that may not move: registries have no status in common for it, only the word.
+fn immutable(error: Error, status: StatusCode, selector: &str) -> Error {
+    match error {
+        Error::Refused { registry, detail, .. } | Error::Denied { registry, detail, .. }
+            if status == StatusCode::CONFLICT || detail.to_ascii_lowercase().contains("immutable") =>
+        {
+            Error::ImmutableTag { registry, tag: selector.to_owned(), detail }
+        }
+        error => error,
     }
 }
 

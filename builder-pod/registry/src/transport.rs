@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::time::{Duration, SystemTime};
 
+use futures::StreamExt as _;
 use reqwest::header::{AUTHORIZATION, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Body, Method, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -11,7 +12,7 @@ use crate::client::Client;
 use crate::error::{Error, Fault};
 use crate::guard;
 use crate::place::Place;
-use crate::retry::retry_after;
+use crate::retry::{RetryPolicy, retry_after};
 
 /// Redirects that are followed: registries send one, to their storage.
 const MAX_REDIRECTS: usize = 5;
@@ -47,8 +48,14 @@ pub(crate) fn causes(error: &dyn StdError) -> String {
     text
 }
 
-fn fault_of(error: &reqwest::Error) -> Fault {
-    let detail = causes(&error);
+/// What the HTTP client says, without the URL: its query may hold what only the registry is to see (a signature, an upload's
+/// state), and its host may look like a word that means something here.
+pub(crate) fn told(error: reqwest::Error) -> String {
+    causes(&error.without_url())
+}
+
+fn fault_of(error: reqwest::Error) -> Fault {
+    let detail = told(error);
     let unknown_host = detail.contains("dns") || detail.contains("no record");
     Fault::Again { detail, after: None, unknown_host }
 }
@@ -82,7 +89,7 @@ impl Client {
                 if let (Some(used), Some(_)) = (&header, &logins) {
                     self.inner.auth.keep(ask, used);
                 }
-                return judge(answer);
+                return judge(answer, self.inner.retry.idle).await;
             }
             let challenges: Vec<String> = answer
                 .headers()
@@ -90,7 +97,7 @@ impl Client {
                 .iter()
                 .filter_map(|v| v.to_str().ok().map(str::to_owned))
                 .collect();
-            let words = error_words(answer).await;
+            let words = error_words(answer, self.inner.retry.idle).await;
             let tries = logins.get_or_insert_with(|| self.logins(ask));
             header = Some(self.next_header(ask, tries, &challenges, &words).await?);
         }
@@ -121,7 +128,7 @@ impl Client {
             let answer = tokio::time::timeout(ask.patience, request.send())
                 .await
                 .map_err(|_| Fault::again(format!("no answer within {} s", ask.patience.as_secs())))?
-                .map_err(|e| fault_of(&e))?;
+                .map_err(fault_of)?;
             let reads = ask.method == Method::GET || ask.method == Method::HEAD;
             if !answer.status().is_redirection() || !reads {
                 return Ok(answer);
@@ -154,7 +161,7 @@ impl Client {
     /// The error that an answer stands for which is not the one that was hoped for.
     pub(crate) async fn refusal(&self, ask: &Ask<'_>, what: &str, answer: Response) -> Error {
         let status = answer.status();
-        let words = error_words(answer).await;
+        let words = error_words(answer, self.inner.retry.idle).await;
         let detail = if words.is_empty() { status.to_string() } else { format!("{status}: {words}") };
         let (registry, action) = (ask.place.host.clone(), ask.action.clone());
         match status {
@@ -168,7 +175,7 @@ impl Client {
 }
 
 /// Answers that may be another the next time become a fault.
-pub(crate) fn judge(answer: Response) -> Result<Response, Fault> {
+pub(crate) async fn judge(answer: Response, idle: Duration) -> Result<Response, Fault> {
     let status = answer.status();
     let again = status == StatusCode::TOO_MANY_REQUESTS
         || status == StatusCode::REQUEST_TIMEOUT
@@ -178,7 +185,14 @@ pub(crate) fn judge(answer: Response) -> Result<Response, Fault> {
     }
     let wait = answer.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
     let after = wait.and_then(|v| retry_after(v, SystemTime::now()));
-    Err(Fault::Again { detail: format!("it answered {status}"), after, unknown_host: false })
+    let limited = if status == StatusCode::TOO_MANY_REQUESTS { " (rate limited)" } else { "" };
+    let mut detail = format!("it answered {status}{limited}");
+    let words = error_words(answer, idle).await;
+    if !words.is_empty() {
+        detail.push_str(": ");
+        detail.push_str(&words);
+    }
+    Err(Fault::Again { detail, after, unknown_host: false })
 }
 
 #[derive(Deserialize)]
@@ -195,10 +209,11 @@ struct Detail {
     message: String,
 }
 
-/// The registry's own words (distribution-spec error body), bounded and printable.
-pub(crate) async fn error_words(mut answer: Response) -> String {
+/// The registry's own words (distribution-spec error body), bounded and printable; none when they do not come in time.
+pub(crate) async fn error_words(mut answer: Response, idle: Duration) -> String {
     let mut bytes = Vec::new();
-    while let Ok(Some(chunk)) = answer.chunk().await {
+    let end = tokio::time::Instant::now() + idle;
+    while let Ok(Ok(Some(chunk))) = tokio::time::timeout_at(end, answer.chunk()).await {
         bytes.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR - bytes.len())]);
         if bytes.len() >= MAX_ERROR {
             break;
@@ -224,7 +239,7 @@ pub(crate) async fn read_bounded(
         let chunk = tokio::time::timeout_at(end, answer.chunk())
             .await
             .map_err(|_| Fault::again(format!("{what} did not come within {} s", idle.as_secs())))?
-            .map_err(|e| fault_of(&e))?;
+            .map_err(fault_of)?;
         let Some(chunk) = chunk else { return Ok(bytes) };
         if bytes.len() + chunk.len() > limit {
             return Err(Error::Size {
@@ -235,6 +250,47 @@ pub(crate) async fn read_bounded(
             .into());
         }
         bytes.extend_from_slice(&chunk);
+    }
+}
+
+/// Reads a long body, and gives up on one that does not move or only drips.
+#[derive(Debug)]
+pub(crate) struct Window {
+    idle: Duration,
+    /// Time of waiting since the last time that enough had come.
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Window {
+    pub(crate) fn new(idle: Duration) -> Self {
+        Self { idle, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// The next piece; nothing at the end. Only time that is spent here counts, not that of whoever writes the pieces.
+    pub(crate) async fn next(
+        &mut self,
+        body: &mut (impl futures::Stream<Item = reqwest::Result<bytes::Bytes>> + Unpin),
+    ) -> Result<Option<bytes::Bytes>, Fault> {
+        let began = tokio::time::Instant::now();
+        let next = tokio::time::timeout(self.idle.saturating_sub(self.waited), body.next()).await;
+        self.waited += began.elapsed();
+        let piece = match next {
+            Ok(Some(piece)) => piece.map_err(fault_of)?,
+            Ok(None) => return Ok(None),
+            Err(_) => {
+                let (bytes, least) = (self.bytes, RetryPolicy::MIN_WINDOW_BYTES);
+                let seconds = self.idle.as_secs_f64();
+                return Err(Fault::again(format!(
+                    "the transfer stalled: {bytes} bytes in {seconds} s, expected at least {least}"
+                )));
+            }
+        };
+        self.bytes += piece.len() as u64;
+        if self.bytes >= RetryPolicy::MIN_WINDOW_BYTES {
+            (self.bytes, self.waited) = (0, Duration::ZERO);
+        }
+        Ok(Some(piece))
     }
 }
 
