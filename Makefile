@@ -1,6 +1,6 @@
 # What can be done here; `make` alone says it. The work is in scripts/ and e2e/cluster/.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check conformance simulate dist images chart-test crds fmt
+.PHONY: help demo demo-down test check conformance differential simulate dist images chart-test crds fmt
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -17,8 +17,11 @@ test: ## Everything: check, chart, images, a real cluster, end-to-end tests; end
 check: ## The fast half: format, lints, unit tests, generated CRDs, dependencies
 	@scripts/check
 
-conformance: ## BuildKit's own answers, CASES=DIR or ../shared/conformance; ends with "N passed, N failed, N skipped"
+conformance: ## BuildKit's own answers, our cases and CASES=DIR or ../shared/conformance; ends with "N passed, N failed, N skipped"
 	@scripts/conformance $(CASES)
+
+differential: ## Build each Dockerfile of DIR=DIR with Kiln and with BuildKit and compare the images
+	@scripts/differential "$(DIR)"
 
 chart-test: ## Lint the Helm chart and test what it renders
 	@scripts/chart-test

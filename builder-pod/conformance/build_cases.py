@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The build cases of a conformance corpus, each with `kiln build` as a user would, compared with BuildKit's answers.
 
-    build_cases.py --kiln PROGRAM --cases DIR/build [--tools DIR] [--only REGEX] [--jobs N] [--notes] [--keep DIR]
-                   [--category NAME]
+    build_cases.py --kiln PROGRAM --cases DIR [--category NAME] [--tools DIR] [--only REGEX] [--jobs N] [--notes]
+                   [--keep DIR]
 
 Prints each difference as expected against found, what was skipped and why, and last "N passed, N failed, N skipped".
---tools is where the corpus' own programs are (make_bases.py, check_case.py ...), where they are not beside the cases.
+--tools is where the corpus' own programs are, which make its bases and serve its fixtures; without it the base is our own.
 Exit status 1: a case failed that `differs-on-purpose` does not list, or one passed that it lists."""
 import argparse
 import concurrent.futures
@@ -17,6 +17,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+
+import bases as own_bases
+import cases
+import compare
+import images
+from layouts import Registry
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Longest that one case may take: the slowest are two minutes of retries against a registry that is not there.
@@ -108,6 +114,24 @@ def run(kiln, words, out, registries):
     return done.returncode, events, done.stderr.decode("utf-8", "replace"), image
 
 
+def failure(code, events, stderr):
+    """Line, message and reason of a failed build; `bug` where it did not end as a failed build does."""
+    said = ([event["failure"] for event in events if event["type"] == "failed"] or [{}])[-1]
+    words = stderr.strip()[-600:]
+    bug = code not in (1, 2) or (code == 2 and not stderr.startswith("kiln:")) or said.get("reason") == "InternalError"
+    message = said.get("message") or words
+    return {"line": said.get("line"), "reason": said.get("reason"), "bug": bug,
+            "message": "kiln build ended with exit code %d: %s" % (code, message) if bug else message}
+
+
+def registry_settings(work, registry):
+    """A file for --registry-config: Docker Hub's images are those of a registry of ours."""
+    path = os.path.join(work, "registries.yaml")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"mirrors": [{"registry": "docker.io", "mirrors": [registry.host]}], "insecure": [registry.host]}, file)
+    return path
+
+
 def warnings(case, events):
     """What is not warned of as in the corpus (rules and lines, each once): missing, more, how many are the same."""
     expected = set()
@@ -124,12 +148,8 @@ def warnings(case, events):
 def one(job):
     """Runs one case in a process of its own: name, differences (None for a skip), remark, counts of warnings."""
     name, settings = job
-    sys.path.insert(0, settings["tools"])
-    import caselib
-    import check_case
-    import fixture_server
-
-    case = caselib.load_case(os.path.join(settings["cases"], name))
+    bases = {base: images.Image(os.path.join(settings["bases"], base)) for base in os.listdir(settings["bases"])}
+    case = cases.load(os.path.join(settings["cases"], name))
     notes = []
     server, out = None, tempfile.mkdtemp(prefix="case-", dir=settings["work"])
     os.chmod(out, 0o711)
@@ -141,23 +161,25 @@ def one(job):
         if "ssh" in case.get("options", {}) and not shutil.which("ssh-agent"):
             return name, None, "ssh-agent is not installed", (0, 0)
         if case.get("fixtures"):
+            if settings["tools"] is None:
+                return name, None, "fixtures are served by the corpus' own program", (0, 0)
+            sys.path.append(settings["tools"])
+            import fixture_server
             server = fixture_server.Server(case["fixtures"])
-        caselib.materialize(case, out)
+        cases.materialize(case, out)
         words = arguments(case, out, server.url if server else "")
         code, events, stderr, image = run(settings["kiln"], words, out, settings["registries"])
-        failures = [event["failure"] for event in events if event["type"] == "failed"]
-        failure = failures[-1] if failures else {}
         if code == 0:
-            differences, notes = caselib.compare(case, caselib.open_image(image))
+            differences, notes = compare.with_answer(case, images.Image(image), bases)
         else:
-            message = failure.get("message") or stderr.strip()[-600:]
-            differences, _ = check_case.check_failure(case, failure.get("line"), message)
-            if code not in (1, 2) or (code == 2 and not stderr.startswith("kiln:")):
-                differences = ["kiln build ended with exit code %d: %s" % (code, stderr.strip()[-600:])]
+            failed = failure(code, events, stderr)
+            differences = compare.with_failure(case, failed["line"], failed["message"])
             # What Kiln does not do is no failure that BuildKit's answer could agree with, unless that is a refusal, too.
             refused = "is not allowed" in case["expect"].get("error", {}).get("message", "")
-            if failure.get("reason") in ("NotSupported", "InternalError") and not differences and not refused:
-                differences = ["refused by Kiln: %s" % message]
+            if failed["bug"]:
+                differences = [failed["message"]]
+            elif failed["reason"] == "NotSupported" and not differences and not refused:
+                differences = ["refused by Kiln: %s" % failed["message"]]
         more, same, of = warnings(case, events)
         return name, differences, "\n".join([*notes, *more]), (same, of)
     except subprocess.TimeoutExpired:
@@ -179,18 +201,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kiln", required=True)
     parser.add_argument("--cases", required=True)
+    parser.add_argument("--category", default="build", help="what the cases are called in differs-on-purpose and in the output")
     parser.add_argument("--tools")
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--notes", action="store_true", help="also print where history, layers and warnings are not BuildKit's")
-    parser.add_argument("--category", default="build", help="what the cases are called in what is printed")
     parser.add_argument("--keep", help="keep what each case made below this directory")
     options = parser.parse_args()
-    from layouts import Registry
-
-    tools, category = os.path.abspath(options.tools or options.cases), options.category
-    cases = os.path.join(os.path.abspath(options.cases), "cases")
-    names = sorted(name for name in os.listdir(cases) if re.search(options.only, name))
+    tools = options.tools and os.path.abspath(options.tools)
+    folder = os.path.join(os.path.abspath(options.cases), "cases")
+    names = sorted(name for name in os.listdir(folder) if re.search(options.only, name))
     os.umask(0o022)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     listed, counts = on_purpose(), {"passed": 0, "failed": 0, "skipped": 0}
@@ -200,34 +220,35 @@ def main():
     with tempfile.TemporaryDirectory(prefix="kiln-conformance-", dir="/var/tmp") as work:
         os.chmod(work, 0o711)
         busybox = shutil.which("busybox") or "/bin/busybox"
-        subprocess.run([sys.executable, "-B", os.path.join(tools, "make_bases.py"), "--busybox", busybox, "--out",
-                        os.path.join(work, "bases")], check=True, stdout=subprocess.DEVNULL)
-        registry = Registry(os.path.join(work, "bases"))
-        registries = os.path.join(work, "registries.yaml")
-        with open(registries, "w", encoding="utf-8") as file:
-            json.dump({"mirrors": [{"registry": "docker.io", "mirrors": [registry.host]}],
-                       "insecure": [registry.host]}, file)
-        settings = {"kiln": os.path.abspath(options.kiln), "cases": cases, "tools": tools, "work": work,
+        layouts = os.path.join(work, "bases")
+        if tools:
+            subprocess.run([sys.executable, "-B", os.path.join(tools, "make_bases.py"), "--busybox", busybox, "--out", layouts],
+                           check=True, stdout=subprocess.DEVNULL)
+        else:
+            own_bases.make(busybox, layouts)
+        registry = Registry(layouts)
+        registries = registry_settings(work, registry)
+        settings = {"kiln": os.path.abspath(options.kiln), "cases": folder, "tools": tools, "work": work, "bases": layouts,
                     "registries": registries, "keep": options.keep and os.path.abspath(options.keep)}
         sys.dont_write_bytecode = True
         pool = concurrent.futures.ProcessPoolExecutor(options.jobs)
         try:
             for name, differences, remark, (same, of) in pool.map(one, [(name, settings) for name in names]):
-                why = listed.get("%s/%s" % (category, name))
+                why = listed.get("%s/%s" % (options.category, name))
                 warned = (warned[0] + same, warned[1] + of)
                 if options.notes and differences is not None and remark:
-                    print("note %s/%s: %s" % (category, name, remark))
+                    print("note %s/%s: %s" % (options.category, name, remark))
                 if differences is None:
                     counts["skipped"] += 1
-                    print("skipped %s/%s: %s" % (category, name, remark))
+                    print("skipped %s/%s: %s" % (options.category, name, remark))
                 elif differences and why:
                     counts["skipped"] += 1
-                    print("skipped %s/%s: differs on purpose: %s" % (category, name, why))
+                    print("skipped %s/%s: differs on purpose: %s" % (options.category, name, why))
                 elif not differences and not why:
                     counts["passed"] += 1
                 else:
                     counts["failed"] += 1
-                    print("FAILED %s/%s" % (category, name))
+                    print("FAILED %s/%s" % (options.category, name))
                     for difference in differences or ["is listed in differs-on-purpose and does not differ"]:
                         print("    " + difference.replace("\n", "\n    "))
                 sys.stdout.flush()
@@ -236,9 +257,9 @@ def main():
             pool.shutdown(wait=True, cancel_futures=True)
             registry.close()
     # For information, as they are in the corpus.
-    if category == "build":
+    if options.category == "build":
         print("Warnings as in the corpus: %d of %d" % warned)
-    print("%s: %d passed, %d failed, %d skipped" % (category, counts["passed"], counts["failed"], counts["skipped"]))
+    print(options.category + ": %(passed)d passed, %(failed)d failed, %(skipped)d skipped" % counts)
     return 1 if counts["failed"] else 0
 
 

@@ -136,7 +136,9 @@ fn base(scope: Scope<'_>, index: usize, globals: &Env) -> Result<Source, PlanErr
     if let Some(context) = scope.context(&name) {
         return Ok(context);
     }
-    Ok(match named(file, &name, index) {
+    // Names of stages are kept in small letters, and FROM alone does not change case to find one (BuildKit).
+    let found = file.stages[..index].iter().rposition(|stage| stage.name.as_deref() == Some(&*name));
+    Ok(match found {
         Some(stage) => Source::Stage(stage),
         None if name == "scratch" => Source::Scratch,
         None => Source::Image(name),

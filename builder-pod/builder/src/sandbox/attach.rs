@@ -51,8 +51,12 @@ fn one(wished: &Mount, root: &OwnedFd, stubs: &mut Vec<String>, sources: &mut So
     let stage = Stage::StepMount;
     if let MountSource::Memory { size } = &wished.source {
         let place = place(root, target, Kind::Directory, stubs)?;
-        // As BuildKit; without a size the kernel allows half of the memory.
-        let options = if *size == 0 { String::new() } else { format!("size={size}") };
+        // As runc: the mode of what it covers. Without a size the kernel allows half of the memory.
+        let below = rustix::fs::statat(&place.target, c"", AtFlags::EMPTY_PATH)
+            .at(stage, || format!("cannot look at {target}"))?;
+        let mode = below.st_mode & 0o7777;
+        let options =
+            if *size == 0 { format!("mode={mode:o}") } else { format!("mode={mode:o},size={size}") };
         mount(stage, "tmpfs", link_of(&place.target), MountFlags::NOSUID, &options)?;
         return finish(wished, &place);
     }

@@ -1,7 +1,7 @@
 //! Writing a copy into a tree: BuildKit's destination rules (tonistiigi/fsutil copy, conformance cases `copy-*`).
 //!
-//! - The destination's links are followed in the tree, missing parents are made 0755 (`--chmod`'s permission bits if there
-//!   is one) and belong to `--chown`, else to root.
+//! - The destination's links are followed in the tree, missing parents are made 0755 (`--chmod`'s permission bits if it
+//!   is a number) and belong to `--chown`, else to root.
 //! - A file goes into a destination that is a directory or ends in `/`, else it takes its name.
 //! - A directory's contents go into the destination, whose own attributes stay; directories inside that exist take the
 //!   attributes of the source's.
@@ -20,6 +20,7 @@ use super::archive;
 use super::at::{self, Meta};
 use super::events::{Content, Event, Sink, Why};
 use super::walk::{Guide, Missing, walk};
+use crate::chmod::Chmod;
 use crate::engine::{Destination, Owner};
 
 /// Writes events into a tree.
@@ -109,7 +110,11 @@ impl<'a> Applier<'a> {
     fn parents(&self) -> MakeParents {
         MakeParents {
             owner: self.to.owner.unwrap_or_default(),
-            mode: self.to.mode.as_ref().map_or(0o755, |chmod| chmod.apply(0o755, true)),
+            // BuildKit gives parents a mode only where it is a number; changes are for what is copied.
+            mode: match self.to.mode {
+                Some(Chmod::Octal(mode)) => mode,
+                Some(Chmod::Symbolic(_)) | None => 0o755,
+            },
         }
     }
 

@@ -190,7 +190,10 @@ impl<'a> Walker<'a> {
                     }
                 }
                 let mut file = at::open_file(dir, entry).map_err(failed)?;
-                meta.capability = at::capability(&file).map_err(failed)?;
+                // The kernel takes the capability of a file that gets another owner, and so BuildKit's contexts have none.
+                if self.owner.is_none() {
+                    meta.capability = at::capability(&file).map_err(failed)?;
+                }
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 self.sink.event(&Event::File { name, meta, size, link }, Content::File(&mut file))
             }
