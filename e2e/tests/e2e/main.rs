@@ -11,6 +11,7 @@ mod contract;
 mod demo;
 mod failures;
 mod faults;
+mod fetches;
 mod isolation;
 mod language;
 mod lifecycle;
@@ -18,6 +19,7 @@ mod load;
 mod missing;
 mod outages;
 mod pod;
+mod servers;
 mod sources;
 
 static OPERATOR: LazyLock<RwLock<()>> = LazyLock::new(RwLock::default);

@@ -1,0 +1,126 @@
+//! Fetches from where not everybody may read, and one that is called off: artifacts and images of registries, git over https with
+//! a login and an authority of its own, and a server that stalls.
+
+use anyhow::{Context, Result, ensure};
+use kiln_e2e::cluster::{Sandbox, inline};
+use kiln_e2e::image;
+use kiln_e2e::registry::{Blob, Registry};
+use serde_json::{Value, json};
+
+use crate::servers::archive;
+
+/// As `flux push artifact` pushes: an empty config, the directory as one archive.
+async fn push_artifact(registry: &Registry, repository: &str, files: &[(&str, &str)]) -> Result<String> {
+    let config = Blob { kind: "application/vnd.cncf.flux.config.v1+json", bytes: b"{}" };
+    let bytes = archive(files)?;
+    let content = Blob { kind: "application/vnd.cncf.flux.content.v1.tar+gzip", bytes: &bytes };
+    registry.push(repository, "v1", &config, &[content]).await
+}
+
+/// An image with what is in `contextDir`, which must not see what lies beside it.
+const DOCKERFILE: &str = "FROM busybox\nCOPY . /src/\nRUN test ! -e /src/outside && cat /src/conf/a\n";
+
+fn oci(image: &str, context: &str, target: &str) -> Value {
+    json!({"source": {"oci": {"image": image}}, "contextDir": context, "output": {"image": target}})
+}
+
+/// That the build failed once, for that reason, and said all of these words.
+fn refused(build: &Value, why: &str, words: &[&str]) -> Result<()> {
+    let failure = &build["status"]["failure"];
+    ensure!(failure["class"] == "Source" && failure["reason"] == why, "expected {why}: {failure:#}");
+    let message = failure["message"].as_str().context("a message")?;
+    for word in words {
+        ensure!(message.contains(word), "expected {word:?} in {failure:#}");
+    }
+    let attempts = build["status"]["attempts"].as_array().context("attempts")?;
+    ensure!(attempts.len() == 1, "it is not tried again: {attempts:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_artifact_as_flux_pushes_it_and_a_tag_that_is_not_there() -> Result<()> {
+    let _guard = crate::with_operator().await;
+    let registry = Registry::of_the_cluster()?;
+    let sandbox = Sandbox::new("artifact").await?;
+    let repository = format!("{}/artifact", sandbox.name);
+    let files = [("app/Dockerfile", DOCKERFILE), ("app/conf/a", "from an artifact\n"), ("outside", "no\n")];
+    let digest = push_artifact(&registry, &repository, &files).await?;
+    let artifact = |tag: &str| format!("{}/{repository}{tag}", registry.host());
+    let target = crate::target(&registry, &sandbox.name, "app");
+
+    sandbox.apply("app", &oci(&artifact(":v1"), "app", &target)).await?;
+    let build = sandbox.succeeded("app", 120).await?;
+    let source = &build["status"]["source"];
+    ensure!(source["revision"] == digest.as_str() && source["digest"] == digest.as_str(), "{source:#}");
+    let image = image::read(&registry, &format!("{}/app", sandbox.name), "latest").await?;
+    ensure!(image.file("src/conf/a")? == "from an artifact\n");
+    let mode = image.files()?.get("src/conf/a").context("the file")?.mode & 0o7777;
+    ensure!(mode == 0o644, "{mode:o}: a context has modes of its own");
+
+    let missing = artifact(":none");
+    sandbox.apply("missing", &oci(&missing, "app", &target)).await?;
+    refused(
+        &sandbox.finished("missing", 90).await?,
+        "SourceNotFound",
+        &[&missing, "check the name and the tag"],
+    )?;
+    let absent = artifact(&format!("@sha256:{}", "0a".repeat(32)));
+    sandbox.apply("absent", &oci(&absent, "app", &target)).await?;
+    refused(&sandbox.finished("absent", 90).await?, "SourceNotFound", &[&absent])?;
+    sandbox.remove().await
+}
+
+#[tokio::test]
+async fn an_image_s_file_system_is_the_context_of_the_next() -> Result<()> {
+    let _guard = crate::with_operator().await;
+    let registry = Registry::of_the_cluster()?;
+    let sandbox = Sandbox::new("imagefs").await?;
+    let below = crate::target(&registry, &sandbox.name, "below");
+    let first = format!(
+        "FROM busybox\nRUN mkdir -p /ctx/conf && echo one > /ctx/conf/a && echo gone > /ctx/conf/b && touch /outside
+RUN rm /ctx/conf/b && echo two > /ctx/conf/a && chmod 700 /ctx/conf/a && ln -s conf/a /ctx/link
+RUN printf '{}' > /ctx/Dockerfile\n",
+        DOCKERFILE.replace('\n', "\\n")
+    );
+    sandbox.apply("below", &inline(&first, &below)).await?;
+    let built = sandbox.succeeded("below", 120).await?;
+    let digest = built["status"]["image"]["digest"].as_str().context("a digest")?;
+    let (repository, _) = below.rsplit_once(':').context("a tag")?;
+
+    for (name, from) in [("tag", below.clone()), ("digest", format!("{repository}@{digest}"))] {
+        sandbox.apply(name, &oci(&from, "ctx", &crate::target(&registry, &sandbox.name, name))).await?;
+        let build = sandbox.succeeded(name, 120).await?;
+        ensure!(build["status"]["source"]["digest"] == digest, "{:#}", build["status"]["source"]);
+        let image = image::read(&registry, &format!("{}/{name}", sandbox.name), "latest").await?;
+        let files = image.files()?;
+        ensure!(image.file("src/conf/a")? == "two\n" && files["src/conf/a"].mode & 0o777 == 0o755);
+        ensure!(files["src/link"].content == b"conf/a" && files["src/link"].kind == b'2');
+        ensure!(!files.contains_key("src/conf/b"), "an upper layer removed it");
+    }
+    sandbox.remove().await
+}
+
+#[tokio::test]
+async fn an_artifact_of_a_registry_that_wants_a_login() -> Result<()> {
+    let _guard = crate::with_operator().await;
+    let (registry, guarded) = (Registry::of_the_cluster()?, Registry::guarded()?);
+    let (user, password) = guarded.login().context("a login")?;
+    let sandbox = Sandbox::new("artifact-auth").await?;
+    let repository = format!("{}/artifact", sandbox.name);
+    let files = [("Dockerfile", DOCKERFILE), ("conf/a", "from a private artifact\n")];
+    let digest = push_artifact(&guarded, &repository, &files).await?;
+    let artifact = format!("{}/{repository}:v1", guarded.host());
+    let spec = oci(&artifact, ".", &crate::target(&registry, &sandbox.name, "app"));
+
+    sandbox.apply("stranger", &spec).await?;
+    let build = sandbox.finished("stranger", 90).await?;
+    refused(&build, "SourceUnauthorized", &[guarded.host(), "imagePullSecrets"])?;
+
+    sandbox.registry_secret("source", guarded.host(), user, password).await?;
+    sandbox.apply("app", &spec).await?;
+    let build = sandbox.succeeded("app", 120).await?;
+    ensure!(build["status"]["source"]["revision"] == digest.as_str(), "{:#}", build["status"]["source"]);
+    let image = image::read(&registry, &format!("{}/app", sandbox.name), "latest").await?;
+    ensure!(image.file("src/conf/a")? == "from a private artifact\n");
+    sandbox.remove().await
+}
