@@ -1,5 +1,5 @@
-//! Fetches from where not everybody may read, and one that is called off: artifacts and images of registries, git over https with
-//! a login and an authority of its own, and a server that stalls.
+//! Fetches from where not everybody may read: artifacts and images of registries, git over https with a login and an authority of
+//! its own.
 
 use anyhow::{Context, Result, ensure};
 use kiln_e2e::cluster::{Sandbox, inline};
@@ -7,7 +7,8 @@ use kiln_e2e::image;
 use kiln_e2e::registry::{Blob, Registry};
 use serde_json::{Value, json};
 
-use crate::servers::archive;
+use crate::git_https::GitHttps;
+use crate::servers::{address, archive, secret, sh};
 
 /// As `flux push artifact` pushes: an empty config, the directory as one archive.
 async fn push_artifact(registry: &Registry, repository: &str, files: &[(&str, &str)]) -> Result<String> {
@@ -122,5 +123,70 @@ async fn an_artifact_of_a_registry_that_wants_a_login() -> Result<()> {
     ensure!(build["status"]["source"]["revision"] == digest.as_str(), "{:#}", build["status"]["source"]);
     let image = image::read(&registry, &format!("{}/app", sandbox.name), "latest").await?;
     ensure!(image.file("src/conf/a")? == "from a private artifact\n");
+    sandbox.remove().await
+}
+
+#[tokio::test]
+async fn a_private_git_repository_over_https_with_an_authority_of_its_own() -> Result<()> {
+    let _guard = crate::with_operator().await;
+    let registry = Registry::of_the_cluster()?;
+    let Some(address) = address(&registry) else { return Ok(()) };
+    let sandbox = Sandbox::new("git-https").await?;
+    let work = tempfile::tempdir()?;
+    std::fs::write(work.path().join("Dockerfile"), DOCKERFILE)?;
+    let commit = sh(
+        work.path(),
+        "mkdir served && git init -q -b main r && cd r && mkdir -p app/conf && echo private > app/conf/a && echo no > outside
+        mv ../Dockerfile app && git add . && git -c user.name=a -c user.email=a@b commit -qm 1
+        git clone -q --bare . ../served/r.git && git rev-parse HEAD",
+    )?;
+    let (right, wrong) = ("correct-horse", "battery-staple");
+    let server = GitHttps::start(address, &work.path().join("served"), "reader", right).await?;
+    let authority = server.authority.as_str();
+    for (name, data) in [
+        ("right", json!({"username": "reader", "password": right, "ca.crt": authority})),
+        ("wrong", json!({"username": "reader", "password": wrong, "ca.crt": authority})),
+        ("no-login", json!({"ca.crt": authority})),
+        ("no-authority", json!({"username": "reader", "password": right})),
+    ] {
+        secret(&sandbox, name, &data).await?;
+    }
+    let url = format!("{}/r.git", server.url);
+    let spec = |name: &str, url: &str| {
+        json!({"source": {"git": {"url": url, "ref": "main", "secretName": name}}, "contextDir": "app",
+            "output": {"image": crate::target(&registry, &sandbox.name, name)}})
+    };
+
+    sandbox.apply("right", &spec("right", &url)).await?;
+    let build = sandbox.succeeded("right", 120).await?;
+    ensure!(build["status"]["source"]["revision"] == commit.as_str(), "{:#}", build["status"]["source"]);
+    let image = image::read(&registry, &format!("{}/right", sandbox.name), "latest").await?;
+    ensure!(image.file("src/conf/a")? == "private\n");
+
+    let login = "check the Secret that spec.source.git.secretName names";
+    for (name, words) in [
+        ("wrong", [url.as_str(), login]),
+        ("no-login", [url.as_str(), login]),
+        ("no-authority", ["certificate", "ca.crt of the Secret that spec.source.git.secretName names"]),
+    ] {
+        sandbox.apply(name, &spec(name, &url)).await?;
+        let build = sandbox.finished(name, 90).await?;
+        refused(&build, "SourceUnauthorized", &words).with_context(|| name.to_owned())?;
+        ensure!(!build["status"].to_string().contains(wrong), "a password in {:#}", build["status"]);
+    }
+    let missing = url.replace("r.git", "none.git");
+    sandbox.apply("missing", &spec("right", &missing)).await?;
+    refused(&sandbox.finished("missing", 90).await?, "SourceNotFound", &[&missing])?;
+
+    // What people read is no place for a password either.
+    for pod in sandbox.pods().await? {
+        let name = pod.metadata.name.context("a name")?;
+        for container in ["source", "courier"] {
+            let log = sandbox.logs(&name, container).await?;
+            ensure!(!log.contains(right) && !log.contains(wrong), "a password in {name}, {container}: {log}");
+        }
+        let spec = serde_json::to_string(&pod.spec)?;
+        ensure!(!spec.contains(right) && !spec.contains(wrong), "a password in the spec of {name}");
+    }
     sandbox.remove().await
 }

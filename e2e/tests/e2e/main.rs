@@ -12,6 +12,7 @@ mod demo;
 mod failures;
 mod faults;
 mod fetches;
+mod git_https;
 mod isolation;
 mod language;
 mod lifecycle;
