@@ -1,14 +1,17 @@
-//! Fetches from where not everybody may read: artifacts and images of registries, git over https with a login and an authority of
-//! its own.
+//! Fetches from where not everybody may read, and one that is called off: artifacts and images of registries, git over https with
+//! a login and an authority of its own, and a server that stalls.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kiln_e2e::cluster::{Sandbox, inline};
+use kiln_e2e::cluster::{Sandbox, condition, inline, reason, until};
 use kiln_e2e::image;
 use kiln_e2e::registry::{Blob, Registry};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::git_https::GitHttps;
-use crate::servers::{address, archive, secret, sh};
+use crate::servers::{Transfer, address, archive, secret, sh, stalling};
 
 /// As `flux push artifact` pushes: an empty config, the directory as one archive.
 async fn push_artifact(registry: &Registry, repository: &str, files: &[(&str, &str)]) -> Result<String> {
@@ -188,5 +191,47 @@ async fn a_private_git_repository_over_https_with_an_authority_of_its_own() -> R
         let spec = serde_json::to_string(&pod.spec)?;
         ensure!(!spec.contains(right) && !spec.contains(wrong), "a password in the spec of {name}");
     }
+    sandbox.remove().await
+}
+
+#[tokio::test]
+async fn a_fetch_that_stalls_is_cancelled_and_its_pod_kept() -> Result<()> {
+    let _guard = crate::with_operator().await;
+    let registry = Registry::of_the_cluster()?;
+    let Some(address) = address(&registry) else { return Ok(()) };
+    let sandbox = Sandbox::new("stall").await?;
+    let (url, mut transfers) = stalling(address).await?;
+    let spec = json!({"source": {"http": {"url": url, "sha256": "0".repeat(64)}},
+        "output": {"image": crate::target(&registry, &sandbox.name, "app")}});
+    sandbox.apply("app", &spec).await?;
+    let first = timeout(Duration::from_secs(120), transfers.recv()).await.context("nothing was fetched")?;
+    ensure!(first == Some(Transfer::Halfway), "{first:?}");
+
+    sandbox.annotate("app", "kiln.build/cancel", json!("1")).await?;
+    let build = sandbox.finished("app", 60).await?;
+    let failure = &build["status"]["failure"];
+    ensure!(failure["class"] == "Cancelled" && failure["reason"] == "Cancelled", "{failure:#}");
+    let message = failure["message"].as_str().context("a message")?;
+    ensure!(message.contains("run 1") && message.contains("kiln.build/cancel"), "{failure:#}");
+    for kind in ["Ready", "Stalled"] {
+        ensure!(reason(&build, kind) == Some("Cancelled"), "{kind} of {:#}", build["status"]);
+    }
+    ensure!(condition(&build, "Succeeded") == Some("False"), "{:#}", build["status"]);
+
+    // It is over in the pod, too, which stays for its log.
+    let next = timeout(Duration::from_secs(60), transfers.recv()).await.context("it goes on fetching")?;
+    ensure!(next == Some(Transfer::HungUp), "{next:?}");
+    until(60, "the pod to end", async || {
+        let phase = sandbox.pods().await?.first().and_then(|p| p.status.as_ref()?.phase.clone());
+        Ok(phase.filter(|phase| phase == "Failed"))
+    })
+    .await?;
+    let pods = sandbox.pods().await?;
+    ensure!(pods.len() == 1 && pods[0].metadata.deletion_timestamp.is_none(), "the pod is kept: {pods:#?}");
+    let pod = pods[0].metadata.name.as_deref().context("a name")?;
+    ensure!(build["status"]["podRef"]["name"] == pod, "{:#}", build["status"]["podRef"]);
+    let log = sandbox.logs(pod, "source").await?;
+    ensure!(log.contains(&format!("Fetching {url}")) && log.contains("told to stop: Cancelled"), "{log}");
+    ensure!(registry.tags(&format!("{}/app", sandbox.name)).await?.is_empty());
     sandbox.remove().await
 }

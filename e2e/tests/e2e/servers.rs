@@ -15,6 +15,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// This machine's address as pods see it; `None` where the cluster is elsewhere.
 pub fn address(registry: &Registry) -> Option<IpAddr> {
@@ -158,6 +159,41 @@ pub async fn files(address: IpAddr) -> Result<(String, Arc<Mutex<BTreeMap<String
         }
     });
     Ok((root, files))
+}
+
+/// How far a transfer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// Half is sent, and no more will be.
+    Halfway,
+    /// The client has hung up.
+    HungUp,
+}
+
+/// Announces a file, sends half of it, and then nothing more for as long as the client bears it. What happens to each request is
+/// told.
+pub async fn stalling(address: IpAddr) -> Result<(String, UnboundedReceiver<Transfer>)> {
+    const HALF: usize = 256 << 10;
+    let listener = TcpListener::bind((address, 0)).await?;
+    let url = format!("http://{}/a.tar.gz", listener.local_addr()?);
+    let (tell, told) = unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 4096];
+                let asked = stream.read(&mut buffer).await.unwrap_or(0);
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 2 * HALF);
+                let half = [head.into_bytes(), vec![0; HALF]].concat();
+                if asked > 0 && stream.write_all(&half).await.is_ok() {
+                    let _ = tell.send(Transfer::Halfway);
+                    while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+                    let _ = tell.send(Transfer::HungUp);
+                }
+            });
+        }
+    });
+    Ok((url, told))
 }
 
 /// A tar.gz as Flux makes one: modes 0600, no owners.
