@@ -97,34 +97,27 @@ async fn a_missing_base_image_is_named() -> Result<()> {
     sandbox.remove().await
 }
 
-/// `host:port` of the registry that wants a password, and the password.
-fn guarded_registry() -> Result<(String, String)> {
-    let host = std::env::var("KILN_E2E_AUTH_REGISTRY")
-        .unwrap_or_else(|_| "registry-auth.kiln-test.svc.cluster.local:5000".to_owned());
-    let file = std::env::var("KILN_E2E_AUTH_PASSWORD_FILE")
-        .context("KILN_E2E_AUTH_PASSWORD_FILE is not set; e2e/cluster/in sets it")?;
-    Ok((host, std::fs::read_to_string(&file).context(file)?.trim().to_owned()))
-}
-
 #[tokio::test]
 async fn wrong_registry_credentials_fail_soon_and_name_the_registry() -> Result<()> {
     let _guard = crate::with_operator().await;
-    let (host, password) = guarded_registry()?;
+    let guarded = Registry::guarded()?;
+    let host = guarded.host();
+    let (user, password) = guarded.login().context("a login")?;
     let sandbox = Sandbox::new("auth").await?;
     let spec = inline("FROM scratch\nCOPY Dockerfile /\n", &format!("{host}/{}/app:1", sandbox.name));
-    for (name, user, secret) in [("none", None, ""), ("wrong", Some("kiln"), "not the password")] {
-        if let Some(user) = user {
-            sandbox.registry_secret("push", &host, user, secret).await?;
+    for (name, secret) in [("none", None), ("wrong", Some("not the password"))] {
+        if let Some(secret) = secret {
+            sandbox.registry_secret("push", host, user, secret).await?;
         }
         sandbox.apply(name, &spec).await?;
         let build = sandbox.finished(name, 90).await?;
         let failure = &build["status"]["failure"];
         ensure!(failure["class"] == "Registry" && failure["reason"] == "RegistryUnauthorized", "{failure:#}");
-        ensure!(failure["message"].as_str().is_some_and(|m| m.contains(&host)), "{failure:#}");
-        ensure!(sandbox.pods().await?.len() == if user.is_some() { 2 } else { 1 }, "it is not tried again");
+        ensure!(failure["message"].as_str().is_some_and(|m| m.contains(host)), "{failure:#}");
+        ensure!(sandbox.pods().await?.len() == if secret.is_some() { 2 } else { 1 }, "it is not tried again");
     }
     let right = Sandbox::new("authok").await?;
-    right.registry_secret("push", &host, "kiln", &password).await?;
+    right.registry_secret("push", host, user, password).await?;
     right
         .apply("right", &inline("FROM scratch\nCOPY Dockerfile /\n", &format!("{host}/{}/app:1", right.name)))
         .await?;

@@ -11,6 +11,8 @@ mod contract;
 mod demo;
 mod failures;
 mod faults;
+mod fetches;
+mod git_https;
 mod isolation;
 mod language;
 mod lifecycle;
@@ -18,6 +20,7 @@ mod load;
 mod missing;
 mod outages;
 mod pod;
+mod servers;
 mod sources;
 
 static OPERATOR: LazyLock<RwLock<()>> = LazyLock::new(RwLock::default);

@@ -171,8 +171,9 @@ async fn a_pod_that_an_admission_policy_changes_is_refused_by_name() -> Result<(
     for api in made.iter().rev() {
         api.delete(&sandbox.name, &DeleteParams::default()).await?;
     }
-    let failure = &build?["status"]["failure"];
-    ensure!(failure["class"] == "Policy" && failure["reason"] == "PodModified", "{failure:#}");
+    let status = &build?["status"];
+    let failure = &status["failure"];
+    ensure!(failure["class"] == "Policy" && failure["reason"] == "PodModified", "{status:#}");
     ensure!(failure["message"].to_string().contains("env"), "{failure:#}");
     ensure!(sandbox.pods().await?.is_empty(), "such a pod does not stay");
     sandbox.remove().await

@@ -1,91 +1,14 @@
-//! Sources that the builder pod fetches: git over ssh, archives, Flux artifacts, and git repositories for ADD. The servers are processes of this test, at the
-//! address of the cluster's registry, which pods reach; where that address is not this machine's, the tests say so and end.
-
-use std::collections::BTreeMap;
-use std::net::{IpAddr, ToSocketAddrs as _};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+//! Sources that the builder pod fetches: git over ssh, archives, Flux artifacts, and git repositories for ADD.
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kiln_e2e::cluster::{Sandbox, inline, reason, until};
 use kiln_e2e::image;
 use kiln_e2e::registry::{Registry, digest};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 
-/// This machine's address as pods see it; `None` where the cluster is elsewhere.
-fn address(registry: &Registry) -> Option<IpAddr> {
-    let found = registry.host().to_socket_addrs().ok()?.next()?.ip();
-    if std::net::TcpListener::bind((found, 0)).is_ok() {
-        return Some(found);
-    }
-    eprintln!("not run: {found} is not this machine's address, so no pod would reach a server of this test");
-    None
-}
-
-/// Makes a Secret and lists it in the default service account's `secrets`.
-async fn secret(sandbox: &Sandbox, name: &str, data: &Value) -> Result<()> {
-    let secret = json!({"metadata": {"name": name}, "stringData": data});
-    sandbox.api::<Secret>().create(&Default::default(), &serde_json::from_value(secret)?).await?;
-    let accounts = sandbox.api::<ServiceAccount>();
-    let mut listed = serde_json::to_value(accounts.get("default").await?.secrets.unwrap_or_default())?;
-    listed.as_array_mut().context("a list")?.push(json!({"name": name}));
-    accounts.patch("default", &PatchParams::default(), &Patch::Merge(&json!({"secrets": listed}))).await?;
-    Ok(())
-}
-
-fn sh(dir: &Path, script: &str) -> Result<String> {
-    let out = Command::new("sh").args(["-ec", script]).current_dir(dir).output()?;
-    ensure!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
-    Ok(String::from_utf8(out.stdout)?.trim().to_owned())
-}
-
-/// A server of ssh that knows one key.
-struct Sshd {
-    child: Child,
-    dir: tempfile::TempDir,
-    port: u16,
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Sshd {
-    async fn start(address: IpAddr) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        sh(
-            dir.path(),
-            "for k in host user stranger; do ssh-keygen -q -t ed25519 -N '' -f $k; done; mkdir -p /run/sshd",
-        )?;
-        let port = std::net::TcpListener::bind((address, 0))?.local_addr()?.port();
-        let config = format!(
-            "Port {port}\nListenAddress {address}\nHostKey {0}/host\nAuthorizedKeysFile {0}/user.pub\nStrictModes no\n\
-             PidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n",
-            dir.path().display()
-        );
-        std::fs::write(dir.path().join("config"), config)?;
-        let mut command = Command::new("/usr/sbin/sshd");
-        command.args(["-D", "-e", "-f"]).arg(dir.path().join("config")).stderr(Stdio::null());
-        let child = command.spawn().context("sshd; scripts/check installs openssh-server")?;
-        let sshd = Self { child, dir, port };
-        until(10, "sshd to listen", async || Ok(tokio::net::TcpStream::connect((address, port)).await.ok()))
-            .await?;
-        Ok(sshd)
-    }
-
-    fn file(&self, name: &str) -> Result<String> {
-        Ok(std::fs::read_to_string(self.dir.path().join(name))?)
-    }
-}
+use crate::servers::{Daemon, Sshd, address, archive, files, secret, sh};
 
 #[tokio::test]
 async fn a_private_git_repository_over_ssh() -> Result<()> {
@@ -157,48 +80,6 @@ async fn a_private_git_repository_over_ssh() -> Result<()> {
     sandbox.remove().await
 }
 
-/// A server of git's own protocol.
-struct Daemon {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Daemon {
-    /// Serves what is below `root`.
-    async fn start(address: IpAddr, root: &Path) -> Result<Self> {
-        let port = std::net::TcpListener::bind((address, 0))?.local_addr()?.port();
-        let program = format!("{}/git-daemon", sh(root, "git --exec-path")?);
-        let mut command = Command::new(program);
-        command.args([
-            "--export-all",
-            "--reuseaddr",
-            &format!("--listen={address}"),
-            &format!("--port={port}"),
-        ]);
-        // The repositories are another user's where tests run as root.
-        command.envs([
-            ("GIT_CONFIG_COUNT", "1"),
-            ("GIT_CONFIG_KEY_0", "safe.directory"),
-            ("GIT_CONFIG_VALUE_0", "*"),
-        ]);
-        command.arg(format!("--base-path={}", root.display())).arg(root).stderr(Stdio::null());
-        let child = command.spawn().context("git-daemon, of the package git")?;
-        let daemon = Self { child, url: format!("git://{address}:{port}") };
-        until(10, "git-daemon to listen", async || {
-            Ok(tokio::net::TcpStream::connect((address, port)).await.ok())
-        })
-        .await?;
-        Ok(daemon)
-    }
-}
-
 #[tokio::test]
 async fn an_add_of_a_git_repository_is_checked_out_beside_the_build() -> Result<()> {
     let _guard = crate::with_operator().await;
@@ -259,44 +140,6 @@ async fn an_add_of_a_git_repository_is_checked_out_beside_the_build() -> Result<
     sandbox.remove().await
 }
 
-/// Serves files by path until the test ends; what it serves can change.
-async fn files(address: IpAddr) -> Result<(String, Arc<Mutex<BTreeMap<String, Vec<u8>>>>)> {
-    let listener = TcpListener::bind((address, 0)).await?;
-    let root = format!("http://{}", listener.local_addr()?);
-    let files = Arc::new(Mutex::new(BTreeMap::<String, Vec<u8>>::new()));
-    let served = files.clone();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let served = served.clone();
-            tokio::spawn(async move {
-                let mut head = vec![0; 4096];
-                let got = stream.read(&mut head).await.unwrap_or(0);
-                let text = String::from_utf8_lossy(&head[..got]).into_owned();
-                let path = text.split_whitespace().nth(1).unwrap_or_default();
-                let found = served.lock().ok().and_then(|files| files.get(path).cloned());
-                let (status, body) = found.map_or(("404 Not Found", Vec::new()), |body| ("200 OK", body));
-                let head = format!(
-                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                    body.len()
-                );
-                let _ = stream.write_all(&[head.into_bytes(), body].concat()).await;
-                let _ = stream.shutdown().await;
-            });
-        }
-    });
-    Ok((root, files))
-}
-
-/// A tar.gz as Flux makes one: modes 0600, no owners.
-fn archive(dockerfile: &str) -> Result<Vec<u8>> {
-    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
-    let mut header = tar::Header::new_gnu();
-    header.set_size(dockerfile.len() as u64);
-    header.set_mode(0o600);
-    tar.append_data(&mut header, "./Dockerfile", dockerfile.as_bytes())?;
-    Ok(tar.into_inner()?.finish()?)
-}
-
 #[tokio::test]
 async fn an_archive_must_be_the_one_that_its_checksum_names() -> Result<()> {
     let _guard = crate::with_operator().await;
@@ -304,7 +147,7 @@ async fn an_archive_must_be_the_one_that_its_checksum_names() -> Result<()> {
     let Some(address) = address(&registry) else { return Ok(()) };
     let sandbox = Sandbox::new("http").await?;
     let (root, served) = files(address).await?;
-    let bytes = archive("FROM busybox\nRUN echo from an archive\n")?;
+    let bytes = archive(&[("Dockerfile", "FROM busybox\nRUN echo from an archive\n")])?;
     let right = digest(&bytes).trim_start_matches("sha256:").to_owned();
     served.lock().map_err(|e| anyhow::anyhow!("{e}"))?.insert("/a.tar.gz".into(), bytes);
     let spec = |path: &str, sum: &str| {
@@ -374,7 +217,7 @@ async fn a_flux_artifact_builds_and_its_successor_builds_again() -> Result<()> {
         "metadata": {"name": "app"}, "spec": {"interval": "1m", "url": "https://example.com/app"}});
     repositories.create(&Default::default(), &serde_json::from_value(object)?).await?;
     for run in [1, 2] {
-        let bytes = archive(&format!("FROM busybox\nRUN echo artifact {run}\n"))?;
+        let bytes = archive(&[("Dockerfile", &format!("FROM busybox\nRUN echo artifact {run}\n"))])?;
         let (path, digest) = (format!("/{run}.tar.gz"), digest(&bytes));
         served.lock().map_err(|e| anyhow::anyhow!("{e}"))?.insert(path.clone(), bytes);
         let revision = format!("main@sha1:{run}");
