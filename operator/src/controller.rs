@@ -84,7 +84,7 @@ pub async fn run(
                 stores.iter().flat_map(Store::state).collect()
             };
             let statuses = all.iter().filter_map(|object| object.0.as_ref().ok()?.status.as_ref());
-            beat_ctx.metrics.show_builds(statuses);
+            beat_ctx.metrics.show_builds(beat_ctx.clock.now(), statuses);
             beat_ctx.metrics.set_followers(beat_ctx.journals.len());
         }
     });

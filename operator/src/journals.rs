@@ -15,6 +15,7 @@ use kube::Api;
 use kube::api::LogParams;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 /// Streams that are open at the same time: each is a connection of the API server to a kubelet.
 const MAX_STREAMS: usize = 256;
@@ -119,7 +120,7 @@ impl Journals {
             return;
         }
         let mut fresh = Followed::new(subject);
-        fresh.task = Some(tokio::spawn(follow(self.clone(), subject.clone())));
+        fresh.task = Some(tokio::spawn(follow(self.clone(), subject.clone()).in_current_span()));
         followed.insert(subject.uid.clone(), fresh);
     }
 

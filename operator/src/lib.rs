@@ -8,7 +8,7 @@
 //! | [`queue`] | who may run; pure |
 //! | [`lease`], [`clock`] | who leads, and what time it is |
 //! | [`config`], [`args`] | settings |
-//! | [`admin`], [`metrics`], [`telemetry`] | what others see of it |
+//! | [`admin`], [`metrics`], [`run_phases`], [`telemetry`] | what others see of it |
 
 pub mod admin;
 pub mod args;
@@ -21,6 +21,7 @@ pub mod lease;
 pub mod metrics;
 pub mod pods;
 pub mod queue;
+pub mod run_phases;
 pub mod telemetry;
 
 #[cfg(test)]

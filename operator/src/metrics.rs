@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kiln_api::ImageBuildStatus;
 use kiln_api::v1alpha1::{FailureClass, RunResult, condition};
 use prometheus_client::encoding::text::encode;
@@ -15,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::image_build::conditions::{self, reasons};
 use crate::image_build::error::ReconcileError;
 use crate::image_build::events::{begun_attempts, ended_runs};
+use crate::run_phases::{RunPhase, cached_steps, run_phases};
 
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -135,6 +137,9 @@ pub struct Metrics {
     reconcile_duration: Histogram,
     runs: Family<Labels<2>, Counter>,
     run_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    phase_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    steps: Family<Labels<1>, Counter>,
+    oldest: Family<Labels<1>, Gauge>,
     attempts: Family<Labels<1>, Counter>,
     queue: Gauge,
     followers: Gauge,
@@ -160,6 +165,9 @@ impl Metrics {
             reconcile_duration: Histogram::new(RECONCILE_SECONDS),
             runs: Family::default(),
             run_duration: Family::new_with_constructor(run_histogram),
+            phase_duration: Family::new_with_constructor(run_histogram),
+            steps: Family::default(),
+            oldest: Family::default(),
             attempts: Family::default(),
             queue: Gauge::default(),
             followers: Gauge::default(),
@@ -168,7 +176,7 @@ impl Metrics {
         };
         metrics.register();
         // Series that are there from the start: the first increase of one that appears later is not seen as one.
-        metrics.show_builds(std::iter::empty());
+        metrics.show_builds(Timestamp::UNIX_EPOCH, std::iter::empty());
         for write in Write::ALL {
             drop(metrics.writes.get_or_create(&[("kind", write.word())]));
         }
@@ -183,6 +191,12 @@ impl Metrics {
             drop(
                 metrics.runs.get_or_create(&[("result", word(RunResult::Failed)), ("class", class(failed))]),
             );
+        }
+        for phase in RunPhase::ALL {
+            drop(metrics.phase_duration.get_or_create(&[("phase", phase.word())]));
+        }
+        for result in ["cached", "executed"] {
+            drop(metrics.steps.get_or_create(&[("result", result)]));
         }
         for kind in ["first", "retry"] {
             drop(metrics.attempts.get_or_create(&[("kind", kind)]));
@@ -214,6 +228,19 @@ impl Metrics {
             seconds(),
             self.run_duration.clone(),
         );
+        r.register_with_unit(
+            "run_phase_duration",
+            "Phases of runs that ended: queue, start of the pod, build, push",
+            seconds(),
+            self.phase_duration.clone(),
+        );
+        r.register("steps", "Steps of runs that ended: taken from a cache, or executed", self.steps.clone());
+        r.register_with_unit(
+            "oldest_run",
+            "Age of the oldest run that has not ended, by where its ImageBuild stands",
+            seconds(),
+            self.oldest.clone(),
+        );
         r.register("attempts", "Attempts begun: the first of a run, or a retry", self.attempts.clone());
         r.register("queue_depth", "Builds that wait for a place", self.queue.clone());
         r.register("journal_followers", "Journals that are being followed", self.followers.clone());
@@ -244,6 +271,9 @@ impl Metrics {
             let took = run.completion_time.0.as_second().saturating_sub(run.start_time.0.as_second()).max(0);
             let took = Duration::from_secs(took.unsigned_abs()).as_secs_f64();
             self.run_duration.get_or_create(&[("result", word(run.result))]).observe(took);
+            if after.run == Some(run.run) {
+                self.ended(after);
+            }
         }
         for attempt in begun_attempts(before, after) {
             let kind = if attempt.number == 1 { "first" } else { "retry" };
@@ -251,14 +281,32 @@ impl Metrics {
         }
     }
 
-    /// These are all ImageBuilds.
-    pub fn show_builds<'a>(&self, all: impl IntoIterator<Item = &'a ImageBuildStatus>) {
+    /// What the status of a run that has ended tells of its phases and steps.
+    fn ended(&self, status: &ImageBuildStatus) {
+        for (phase, seconds) in run_phases(status) {
+            self.phase_duration.get_or_create(&[("phase", phase.word())]).observe(seconds);
+        }
+        let (cached, executed) = cached_steps(status);
+        self.steps.get_or_create(&[("result", "cached")]).inc_by(cached);
+        self.steps.get_or_create(&[("result", "executed")]).inc_by(executed);
+    }
+
+    /// These are all ImageBuilds, now.
+    pub fn show_builds<'a>(&self, now: Timestamp, all: impl IntoIterator<Item = &'a ImageBuildStatus>) {
         let mut counts = [0; BuildPhase::ALL.len()];
+        let mut oldest = [0; BuildPhase::ALL.len()];
         for status in all {
-            counts[BuildPhase::of(status) as usize] += 1;
+            let phase = BuildPhase::of(status) as usize;
+            counts[phase] += 1;
+            if let (Some(start), None) = (&status.start_time, &status.completion_time) {
+                oldest[phase] = oldest[phase].max(now.as_second() - start.0.as_second());
+            }
         }
         for (phase, count) in BuildPhase::ALL.into_iter().zip(counts) {
             self.builds.get_or_create(&[("phase", phase.word())]).set(count);
+        }
+        for phase in [BuildPhase::Pending, BuildPhase::Queued, BuildPhase::Building] {
+            self.oldest.get_or_create(&[("phase", phase.word())]).set(oldest[phase as usize]);
         }
     }
 
@@ -325,130 +373,5 @@ fn class(class: FailureClass) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image_build::lifecycle::{Finish, begin_attempt, finish_run};
-    use jiff::Timestamp;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use kiln_contract::{Failure, report::Pushed};
-
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(seconds).expect("a time")
-    }
-
-    fn running() -> ImageBuildStatus {
-        ImageBuildStatus { run: Some(1), start_time: Some(Time(at(0))), ..ImageBuildStatus::default() }
-    }
-
-    fn pushed() -> Finish {
-        Finish::Succeeded(Pushed { reference: "r.x/a:1".into(), digest: "sha256:1".into(), size: 7 })
-    }
-
-    fn failed() -> Finish {
-        Finish::Failed(Failure::new(kiln_contract::FailureClass::User, "AnyWord", "m"))
-    }
-
-    fn lines(metrics: &Metrics) -> String {
-        metrics.encode().expect("text")
-    }
-
-    #[test]
-    fn what_is_there_from_the_start() {
-        let metrics = Metrics::new();
-        metrics.set_leader(true);
-        metrics.set_queue_depth(3);
-        metrics.set_followers(2);
-        metrics.wrote(Write::Pod);
-        let text = lines(&metrics);
-        for line in [
-            "# TYPE kiln_build info",
-            concat!("kiln_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
-            "# TYPE kiln_builds gauge",
-            "kiln_builds{phase=\"pending\"} 0",
-            "kiln_builds{phase=\"failed\"} 0",
-            "kiln_reconciles_total{result=\"ok\"} 0",
-            "kiln_attempts_total{kind=\"retry\"} 0",
-            "kiln_api_writes_total{kind=\"pod\"} 1",
-            "kiln_api_writes_total{kind=\"status\"} 0",
-            "kiln_runs_total{result=\"Failed\",class=\"Timeout\"} 0",
-            "# UNIT kiln_run_duration_seconds seconds",
-            "# UNIT kiln_reconcile_duration_seconds seconds",
-            "kiln_queue_depth 3",
-            "kiln_journal_followers 2",
-            "kiln_leader 1",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line:?} is not in:\n{text}");
-        }
-        assert!(text.ends_with("# EOF\n"));
-    }
-
-    #[test]
-    fn reconciles_runs_and_attempts_are_counted() {
-        let metrics = Metrics::new();
-        metrics.reconciled(Ok(()), Duration::from_millis(2));
-        metrics.reconciled(Err(&ReconcileError::Conflict), Duration::from_secs(1));
-        let mut status = running();
-        for (number, finish) in [(1, None), (2, Some(pushed()))] {
-            let before = status.clone();
-            begin_attempt(&mut status, format!("pod-{number}"), at(0));
-            metrics.stored(&before, &status);
-            let before = status.clone();
-            if let Some(finish) = finish {
-                finish_run(&mut status, finish, "ns", at(90));
-            }
-            metrics.stored(&before, &status);
-            metrics.stored(&status, &status);
-        }
-        let mut ended = running();
-        finish_run(&mut ended, failed(), "ns", at(5));
-        metrics.stored(&running(), &ended);
-        conditions::set(&mut status, &conditions::Phase::Finished, 1, at(90));
-        metrics.show_builds([&status, &running(), &running()]);
-        let text = lines(&metrics);
-        for line in [
-            "kiln_reconciles_total{result=\"ok\"} 1",
-            "kiln_reconciles_total{result=\"error\"} 1",
-            "kiln_reconcile_errors_total{class=\"conflict\"} 1",
-            "kiln_reconcile_duration_seconds_bucket{le=\"0.003\"} 1",
-            "kiln_reconcile_duration_seconds_count 2",
-            "kiln_builds{phase=\"pending\"} 2",
-            "kiln_builds{phase=\"succeeded\"} 1",
-            "kiln_runs_total{result=\"Succeeded\",class=\"None\"} 1",
-            "kiln_runs_total{result=\"Failed\",class=\"User\"} 1",
-            "kiln_run_duration_seconds_bucket{le=\"60.0\",result=\"Succeeded\"} 0",
-            "kiln_run_duration_seconds_bucket{le=\"120.0\",result=\"Succeeded\"} 1",
-            "kiln_run_duration_seconds_sum{result=\"Succeeded\"} 90.0",
-            "kiln_attempts_total{kind=\"first\"} 1",
-            "kiln_attempts_total{kind=\"retry\"} 1",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line:?} is not in:\n{text}");
-        }
-    }
-
-    #[test]
-    fn phases_follow_the_conditions() {
-        use crate::image_build::conditions::{Phase, set};
-        let phase = |mut status: ImageBuildStatus, phase: &Phase| {
-            set(&mut status, phase, 1, at(0));
-            BuildPhase::of(&status)
-        };
-        let fresh = ImageBuildStatus::default;
-        assert_eq!(BuildPhase::of(&fresh()), BuildPhase::Pending);
-        assert_eq!(phase(fresh(), &Phase::active(reasons::QUEUED, "")), BuildPhase::Queued);
-        assert_eq!(phase(fresh(), &Phase::active(reasons::TAGGING, "")), BuildPhase::Building);
-        assert_eq!(phase(fresh(), &Phase::active(reasons::UNSCHEDULABLE, "")), BuildPhase::Pending);
-        assert_eq!(phase(fresh(), &Phase::Suspended { stopping: false }), BuildPhase::Suspended);
-        let cancelled =
-            |failure| if let Finish::Failed(f) = failure { Finish::Cancelled(f) } else { failure };
-        for (finish, expected) in [
-            (pushed(), BuildPhase::Succeeded),
-            (failed(), BuildPhase::Failed),
-            (cancelled(failed()), BuildPhase::Failed),
-        ] {
-            let mut status = running();
-            finish_run(&mut status, finish, "ns", at(1));
-            assert_eq!(phase(status, &Phase::Finished), expected);
-        }
-        assert!(BuildPhase::ALL.iter().enumerate().all(|(n, phase)| *phase as usize == n));
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

@@ -13,9 +13,10 @@ pub const STOP_ANNOTATION: &str = "kiln.build/stop";
 /// time that a successor would have to wait.
 pub const PERMIT_SECONDS: i64 = 60;
 
-/// Leave to move the tags to one digest.
+/// Leave to move the tags to one digest. The operator may be newer than the pod: fields that its courier does not know are
+/// passed over, so none may ever narrow what these three allow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Permit {
     /// [`crate::request::BuildRequest::attempt`].
     pub attempt: String,
@@ -33,9 +34,9 @@ impl Permit {
     }
 }
 
-/// The attempt is no longer wanted.
+/// The attempt is no longer wanted. Fields that the courier does not know are passed over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Stop {
     /// [`crate::request::BuildRequest::attempt`].
     pub attempt: String,

@@ -13,8 +13,6 @@ pub enum FailureClass {
     Registry,
     /// The cluster's policy forbids it.
     Policy,
-    /// Node, kubelet, pod or API fault: tried again.
-    Infrastructure,
     /// A step or the builder ran into the memory limit.
     OutOfMemory,
     /// The pod was evicted: tried again.
@@ -23,6 +21,10 @@ pub enum FailureClass {
     Timeout,
     /// Somebody asked for it.
     Cancelled,
+    /// Node, kubelet, pod or API fault: tried again. A later release's class that this one does not know is read as this one:
+    /// it blames nobody, and the number of retries is bounded.
+    #[serde(other)]
+    Infrastructure,
 }
 
 impl FailureClass {

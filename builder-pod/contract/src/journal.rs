@@ -172,7 +172,8 @@ pub enum StepPhase {
     Failed,
     /// Never run: the build ended before it.
     Skipped,
-    /// The journal was lost.
+    /// The journal was lost; or a later release's word for something that this one does not know.
+    #[serde(other)]
     Unknown,
 }
 
@@ -244,10 +245,12 @@ pub struct BuildState {
 }
 
 impl Line {
-    /// Reads a line of the log; `None` for what is not a journal line of this version (a runtime's message, say).
+    /// Reads a line of the log; `None` for what is not a journal line of a version that this release reads (a runtime's
+    /// message, say), and for an event that it does not know: its number is then missing, which is a gap that the next
+    /// checkpoint closes. Fields that it does not know are passed over.
     pub fn parse(text: &str) -> Option<Self> {
         let line: Self = serde_json::from_str(text.trim_end()).ok()?;
-        (line.v == crate::VERSION).then_some(line)
+        crate::reads(line.v).then_some(line)
     }
 }
 

@@ -23,5 +23,14 @@ pub mod text;
 pub use failure::{Failure, FailureClass, reason};
 pub use image::{Descriptor, is_sha256_digest};
 
-/// Version of everything in this crate. A peer that speaks another version is refused by name, never guessed at.
+/// Version of everything in this crate, as this release writes it. It changes when a reader that passes over what it does not
+/// know would do something wrong; what is merely added does not change it (docs/compatibility.md).
 pub const VERSION: u32 = 1;
+/// The oldest version that this release reads: what the release before it writes.
+pub const OLDEST_VERSION: u32 = 1;
+
+/// Whether this release reads what is written in `version`. A peer that speaks another one is refused by name, never guessed
+/// at.
+pub fn reads(version: u32) -> bool {
+    (OLDEST_VERSION..=VERSION).contains(&version)
+}

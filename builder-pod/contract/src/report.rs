@@ -73,10 +73,11 @@ impl Report {
         serde_json::to_string(&report).unwrap_or_default()
     }
 
-    /// Reads a termination message; `None` when it is not a report of this version for `attempt`.
+    /// Reads a termination message; `None` when it is not a report for `attempt` in a version that this release reads.
+    /// Fields that it does not know are passed over.
     pub fn parse(message: &str, attempt: &str) -> Option<Self> {
         let report: Self = serde_json::from_str(message).ok()?;
-        (report.version == crate::VERSION && report.attempt == attempt).then_some(report)
+        (crate::reads(report.version) && report.attempt == attempt).then_some(report)
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::source::{Git, Http, Oci};
 
-/// One attempt at one build.
+/// One attempt at one build. A field that its reader does not know is refused and never passed over: it would be another build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BuildRequest {
@@ -194,10 +194,11 @@ impl BuildRequest {
         }
         let request: Self =
             serde_json::from_slice(bytes).map_err(|e| format!("the request is not valid: {e}"))?;
-        if request.version != crate::VERSION {
+        if !crate::reads(request.version) {
             return Err(format!(
-                "the request has version {}, this program speaks version {}; operator and builder image must be of one release",
+                "the request has version {}, this program reads {} to {}; operator and builder image must be of one release, or of two that follow one another",
                 request.version,
+                crate::OLDEST_VERSION,
                 crate::VERSION
             ));
         }

@@ -111,7 +111,9 @@ proptest! {
             state.apply(b.get(&lines));
         }
         prop_assert_eq!(&state, &once);
-        prop_assert_eq!(serde_json::from_str::<BuildState>(&json(&once)).expect("it reads back"), once);
+        // The time of the last line is its reader's own.
+        let read = serde_json::from_str::<BuildState>(&json(&once)).expect("it reads back");
+        prop_assert_eq!(BuildState { at: once.at.clone(), ..read }, once);
     }
 
     #[test]

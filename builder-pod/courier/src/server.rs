@@ -248,7 +248,7 @@ async fn attach(
     stream: UnixStream,
     version: u32,
 ) -> std::io::Result<()> {
-    if version != kiln_contract::VERSION {
+    if !kiln_contract::reads(version) {
         let text = format!("the builder speaks version {version}, the courier {}", kiln_contract::VERSION);
         return send(stream, Reply::Failed { failure: internal(text) }).await.map(drop);
     }

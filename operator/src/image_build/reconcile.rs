@@ -14,10 +14,12 @@ use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind};
 use kube::runtime::controller;
 use kube::{Resource, ResourceExt as _};
 use serde_json::json;
+use tracing::Instrument as _;
 
 use crate::journals::Subject;
 use crate::metrics::Write;
 use crate::mutant;
+use crate::telemetry::build_span;
 
 use super::apply::{self, FIELD_MANAGER};
 use super::conditions::{self, Phase};
@@ -63,7 +65,7 @@ pub(crate) async fn reconcile_once(
 ) -> Result<Option<Duration>, ReconcileError> {
     let began = Instant::now();
     let result = match &object.0 {
-        Ok(build) => Box::pin(reconcile_build(build, ctx)).await,
+        Ok(build) => Box::pin(reconcile_build(build, ctx)).instrument(build_span(build)).await,
         Err(invalid) => unreadable(ctx, invalid).await,
     };
     let uid = object.meta().uid.clone().unwrap_or_default();
