@@ -19,6 +19,7 @@ mod missing;
 mod outages;
 mod pod;
 mod sources;
+mod waiting;
 
 static OPERATOR: LazyLock<RwLock<()>> = LazyLock::new(RwLock::default);
 
