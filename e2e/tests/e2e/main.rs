@@ -22,6 +22,7 @@ mod outages;
 mod pod;
 mod servers;
 mod sources;
+mod waiting;
 
 static OPERATOR: LazyLock<RwLock<()>> = LazyLock::new(RwLock::default);
 

@@ -17,7 +17,7 @@ const PATIENCE: i64 = 5;
 /// Seconds between two looks at the Events of one pod.
 pub const LOOK_EVERY: i64 = 10;
 /// Reasons of Events that say why a pod gets no sandbox or volume.
-const FAULTS: [&str; 5] =
+pub(super) const FAULTS: [&str; 5] =
     ["FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady"];
 /// Secrets that a message names at most.
 const MAX_NAMED: usize = 3;

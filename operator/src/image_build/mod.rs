@@ -4,6 +4,7 @@ pub mod apply;
 mod attempt;
 #[cfg(test)]
 mod attempt_tests;
+pub mod catalog;
 pub mod conditions;
 pub mod context;
 pub mod decide;
@@ -27,6 +28,8 @@ mod pod_source;
 pub mod reconcile;
 pub mod remote;
 pub mod start;
+#[cfg(test)]
+mod status_rows;
 pub mod steps;
 #[cfg(test)]
 mod testing;

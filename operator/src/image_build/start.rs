@@ -8,7 +8,7 @@ use super::kubelet::Hindrance;
 use super::observe::{ContainerView, PodView};
 
 /// Waiting reasons of the kubelet that do not go away by waiting, as a rule.
-const FAULTS: [&str; 10] = [
+pub(super) const FAULTS: [&str; 10] = [
     "CreateContainerConfigError",
     "CreateContainerError",
     "ErrImageNeverPull",

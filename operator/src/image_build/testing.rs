@@ -267,3 +267,14 @@ pub fn plan() -> Event {
     let step = |line| PlannedStep { stage: "0".into(), line, instruction: format!("RUN {line}") };
     Event::Planned { steps: vec![step(1), step(2)] }
 }
+
+/// Holds a file of the repository against what it should be; writes it instead where `KILN_WRITE=yes` (`scripts/reference`).
+pub fn generated(path: &str, text: &str) {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    if std::env::var_os("KILN_WRITE").is_some_and(|v| v == "yes") {
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        std::fs::write(&file, text).expect("written");
+    }
+    let there = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(there == text, "{path} is not what the code says; run scripts/reference and commit the result");
+}
