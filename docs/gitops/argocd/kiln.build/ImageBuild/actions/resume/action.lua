@@ -1,0 +1,3 @@
+-- Builds what was held back.
+obj.spec.suspend = false
+return obj

@@ -1,0 +1,3 @@
+-- Stops what runs and starts nothing.
+obj.spec.suspend = true
+return obj
