@@ -30,7 +30,7 @@ simulate: ## The operator against a simulated cluster: 10,000 seeds and every mu
 	@scripts/simulate
 
 health: ## kstatus, Flux and Argo CD: what they make of every status, by their own code
-	@scripts/health
+	@scripts/health all
 
 dist: ## Release builds as static binaries, into target/dist
 	@scripts/dist

@@ -147,7 +147,7 @@ fn real_dockerfiles_are_planned() {
             }
             (Some(problem), None) => failed.push(format!("{name}: {problem}")),
             (None, Some(_)) => {
-                failed.push(format!("{name}: is listed in differs-on-purpose and can be planned"))
+                failed.push(format!("{name}: is listed in differs-on-purpose and can be planned"));
             }
         }
     }
