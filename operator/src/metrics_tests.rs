@@ -158,3 +158,32 @@ fn phases_and_steps_of_a_run_are_counted_once_it_has_ended() {
         assert!(text.lines().any(|l| l == line), "{line:?} is not in:\n{text}");
     }
 }
+
+/// Names of series that a query asks for.
+fn named(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || "_:".contains(c)))
+        .filter(|word| word.starts_with("kiln_"))
+}
+
+#[test]
+fn rules_and_dashboard_ask_for_series_that_there_are() {
+    let metrics = Metrics::new();
+    metrics.reconciled(Err(&ReconcileError::Conflict), Duration::ZERO);
+    let text = lines(&metrics);
+    let series: std::collections::BTreeSet<&str> =
+        text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| named(l).next()).collect();
+    let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/kiln/files");
+    let rules = std::fs::read_to_string(files.join("rules.yaml")).expect("the rules");
+    let dashboard = std::fs::read_to_string(files.join("dashboard.json")).expect("the dashboard");
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    let queries: Vec<&str> = dashboard["panels"]
+        .as_array()
+        .expect("panels")
+        .iter()
+        .map(|panel| panel["targets"][0]["expr"].as_str().expect("a query"))
+        .collect();
+    assert!(queries.len() > 10 && named(&rules).count() > 10);
+    for name in queries.iter().flat_map(|query| named(query)).chain(named(&rules)) {
+        assert!(series.contains(name), "{name} is no series of the operator: {series:?}");
+    }
+}
