@@ -40,14 +40,18 @@ impl Fault {
         Self::new(Kind::TooLarge, message)
     }
 
-    /// A checkout's fault, with what to do about it.
-    pub(crate) fn of_git(fault: kiln_git::Fault) -> Self {
+    /// A checkout's fault, with what to do about it; `login` says whether the Secret had one.
+    pub(crate) fn of_git(fault: kiln_git::Fault, login: bool) -> Self {
         let hint = match fault.cause {
             Some(Cause::HostKey) => {
                 "; the server's key is not the one in known_hosts of the Secret (`ssh-keyscan HOST` prints it)"
             }
             Some(Cause::Certificate) => {
                 "; put the server's authority into ca.crt of the Secret that spec.source.git.secretName names"
+            }
+            // git says the same of no login and of a wrong one.
+            Some(Cause::Login) if login => {
+                "; the login of the Secret does not open it, or it is not there: check the Secret that spec.source.git.secretName names (username and password, or bearerToken)"
             }
             Some(Cause::Login) => {
                 "; it is private, or not there: check the Secret that spec.source.git.secretName names"
@@ -91,6 +95,6 @@ impl Fault {
 
 impl From<kiln_git::Fault> for Fault {
     fn from(fault: kiln_git::Fault) -> Self {
-        Self::of_git(fault)
+        Self::of_git(fault, false)
     }
 }

@@ -126,7 +126,7 @@ fn credentials_open_what_is_private() {
     let fetch = Fetch::new();
     fetch.run(&git(&url, |_| {}), &with("p\n")).expect("fetched");
     assert_eq!(fetch.read("a"), "three\n");
-    refused(fetch.run(&git(&url, |_| {}), &with("wrong")), Kind::Unauthorized, "secretName");
+    refused(fetch.run(&git(&url, |_| {}), &with("wrong")), Kind::Unauthorized, "does not open it");
     let none = Secrets::of(&[("ca.crt", &authority.pem())]).expect("fine");
     refused(fetch.run(&git(&url, |_| {}), &none), Kind::Unauthorized, "it is private, or not there");
 }
