@@ -175,6 +175,6 @@ async fn a_pod_that_an_admission_policy_changes_is_refused_by_name() -> Result<(
     let failure = &status["failure"];
     ensure!(failure["class"] == "Policy" && failure["reason"] == "PodModified", "{status:#}");
     ensure!(failure["message"].to_string().contains("env"), "{failure:#}");
-    ensure!(sandbox.pods().await?.is_empty(), "such a pod does not stay");
+    until(120, "such a pod to be gone", async || Ok(sandbox.pods().await?.is_empty().then_some(()))).await?;
     sandbox.remove().await
 }

@@ -107,7 +107,8 @@ pub async fn create(
             super::names::COMPONENT.0,
             super::names::COMPONENT.1
         );
-        delete(ctx, &view).await?;
+        // Whether it has got a node meanwhile or not: it is not to run.
+        delete(ctx, &view, None).await?;
         let failure = Failure::new(FailureClass::Policy, reason::POD_MODIFIED, message);
         return Ok(Some(CreationFaultKind::Terminal(failure)));
     }
@@ -214,7 +215,11 @@ pub async fn act(
 ) -> Result<(), ReconcileError> {
     let (name, body, what) = match action {
         Action::CreatePod { .. } => return Ok(()),
-        Action::DeletePod { pod } => return delete(ctx, pod).await,
+        Action::DeletePod { pod } => {
+            // One that has got a node meanwhile runs, and is told to stop instead: its log has to stay.
+            let version = pod.node.is_none().then_some(&pod.resource_version);
+            return delete(ctx, pod, version).await;
+        }
         Action::Permit { pod, permit, until } => {
             let mut body = annotation(PERMIT_ANNOTATION, permit);
             body["metadata"]["annotations"][PERMIT_UNTIL_ANNOTATION] = json!(until.to_string());
@@ -254,15 +259,13 @@ fn is_gone(error: &ReconcileError) -> bool {
     error.status().is_some_and(|s| matches!(s.code, 404 | 409))
 }
 
-/// Deletes a pod and its request.
-async fn delete(ctx: &Context, pod: &PodView) -> Result<(), ReconcileError> {
+/// Deletes a pod and its request; with a version only as long as the pod has that.
+async fn delete(ctx: &Context, pod: &PodView, version: Option<&String>) -> Result<(), ReconcileError> {
     let exactly = |uid: &str, version: Option<&String>| DeleteParams {
         preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: version.cloned() }),
         ..DeleteParams::background()
     };
     let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &pod.namespace);
-    // One that has got a node meanwhile runs, and is told to stop instead: its log has to stay.
-    let version = pod.node.is_none().then_some(&pod.resource_version);
     match timed("delete pod", api.delete(&pod.name, &exactly(&pod.uid, version))).await {
         Ok(_) => {}
         Err(error) if version.is_some() && error.status().is_some_and(|s| s.code == 409) => {
