@@ -189,7 +189,8 @@ impl Invariants {
         let Some(before) = &change.before else {
             let made = self.made.entry((change.key.1.clone(), name.clone())).or_default();
             // One of that name may have gone unseen, with its object or by somebody's hand: then it was never on record.
-            let alive = made.iter().any(|uid| scene.runners.get(uid).is_some_and(Runner::is_alive));
+            let works = |r: &Runner| r.is_alive() && (r.stage > Stage::New || r.lost);
+            let alive = made.iter().any(|uid| scene.runners.get(uid).is_some_and(works));
             let build = scene.api.all(Kind::Build).find(|(_, b)| uid(b) == owner);
             let attempts = build.and_then(|(_, b)| b["status"]["attempts"].as_array());
             let on_record =
