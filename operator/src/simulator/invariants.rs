@@ -197,7 +197,15 @@ impl Invariants {
                 attempts.into_iter().flatten().any(|a| a["podName"] == **name && a["podUid"].is_string());
             ensure(!alive && !on_record, || format!("pod {name} was made twice"))?;
             made.insert(uid(now));
-            return self.alone(scene, &owner, &uid(now), index);
+            // A request of a dead operator may arrive long after its attempt has ended: such a pod is stopped when it is seen,
+            // and gets no permit.
+            let attempt = now["metadata"]["annotations"]["kiln.build/attempt"].as_str().unwrap_or_default();
+            let current = build.is_some_and(|(_, b)| {
+                let last = b["status"]["attempts"].as_array().and_then(|all| all.last());
+                let number = last.and_then(|a| a["number"].as_i64()).unwrap_or_default();
+                (b["status"]["run"].as_i64().unwrap_or_default(), number) == numbers(attempt)
+            });
+            return if current { self.alone(scene, &owner, &uid(now), index) } else { Ok(()) };
         };
         if now["metadata"]["deletionTimestamp"] != before["metadata"]["deletionTimestamp"] {
             deleted(scene, before, change.at)?;
