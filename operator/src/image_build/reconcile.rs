@@ -117,6 +117,7 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
     if !ctx.leadership.is_leader() {
         return Err(ReconcileError::NotLeader);
     }
+    confirm_end(ctx, &this, &stored, &decision.status, &pods).await?;
     let written = decision.status != stored;
     let version = if written {
         write_status(ctx, build, &this, &stored, &decision.status).await?
@@ -208,6 +209,31 @@ async fn listen(
             pod_events::warnings(ctx, &this.uid, pod).await
         }
         _ => Vec::new(),
+    }
+}
+
+/// An attempt whose pod has not ended is not given up on what an old list shows: the API server is asked how the pod is now.
+async fn confirm_end(
+    ctx: &Context,
+    this: &This,
+    before: &ImageBuildStatus,
+    after: &ImageBuildStatus,
+    pods: &BTreeMap<String, PodView>,
+) -> Result<(), ReconcileError> {
+    let Some(attempt) = before.attempts.last().filter(|a| a.finished_at.is_none()) else { return Ok(()) };
+    let goes_on = after.run == before.run
+        && after.attempts.iter().any(|a| {
+            let well = a.reason.as_deref() == Some(super::lifecycle::SUCCEEDED);
+            a.number == attempt.number && (a.finished_at.is_none() || well)
+        });
+    let Some(pod) = pods.get(&attempt.pod_name).filter(|p| !goes_on && !p.terminal) else { return Ok(()) };
+    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &this.namespace);
+    match timed("get pod", api.get_opt(&attempt.pod_name)).await?.map(|p| PodView::of(&p)) {
+        Some(now) if now.uid == pod.uid && now.resource_version != pod.resource_version => {
+            ctx.pods.answered(now);
+            Err(ReconcileError::Conflict)
+        }
+        _ => Ok(()),
     }
 }
 
