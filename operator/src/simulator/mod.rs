@@ -6,7 +6,7 @@
 //! lost with the watch; lists that lag; clocks that are wrong by minutes; pods that are evicted, killed, lost with their
 //! node; quota; people who edit, cancel, suspend, delete and make pods of that name.
 //!
-//! `scripts/simulate` runs ten thousand seeds, and every mutant; `SEED=n scripts/simulate` one, and prints what happened.
+//! `scripts/simulate` runs thousands of seeds, and every mutant; `SEED=n scripts/simulate` one, and prints what happened.
 
 mod api;
 mod calm;
