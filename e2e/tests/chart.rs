@@ -151,7 +151,7 @@ fn no_role_leads_to_secrets() -> Result<()> {
     {
         let rendered = render(&values)?;
         let roles = [rendered.all("Role"), rendered.all("ClusterRole")].concat();
-        ensure!(roles.len() == 4, "leader, operator, view and edit, found {}", roles.len());
+        ensure!(roles.len() == 5, "leader, operator, policies, view and edit, found {}", roles.len());
         for role in roles {
             let rules = role["rules"].as_array().context("rules")?;
             ensure!(!rules.is_empty());
@@ -165,15 +165,14 @@ fn no_role_leads_to_secrets() -> Result<()> {
 
 #[test]
 fn the_crd_is_that_of_the_api_and_stays() -> Result<()> {
-    let mut crd = render(&[])?.one("CustomResourceDefinition", "imagebuilds.kiln.build")?.clone();
-    let annotations =
-        crd["metadata"].as_object_mut().and_then(|m| m.remove("annotations")).unwrap_or_default();
-    ensure!(annotations == json!({"helm.sh/resource-policy": "keep"}), "{annotations}");
-    let of_the_api: Value = serde_saphyr::from_str(&read("crds/imagebuilds.kiln.build.yaml")?)?;
-    ensure!(
-        crd == of_the_api,
-        "the chart's CRD differs from crds/imagebuilds.kiln.build.yaml; run `make crds`"
-    );
+    for name in ["imagebuilds.kiln.build", "buildpolicies.kiln.build"] {
+        let mut crd = render(&[])?.one("CustomResourceDefinition", name)?.clone();
+        let annotations =
+            crd["metadata"].as_object_mut().and_then(|m| m.remove("annotations")).unwrap_or_default();
+        ensure!(annotations == json!({"helm.sh/resource-policy": "keep"}), "{annotations}");
+        let of_the_api: Value = serde_saphyr::from_str(&read(&format!("crds/{name}.yaml"))?)?;
+        ensure!(crd == of_the_api, "the chart's CRD differs from crds/{name}.yaml; run `make crds`");
+    }
     ensure!(render(&["crds.install=false"])?.all("CustomResourceDefinition").is_empty());
     Ok(())
 }
@@ -337,7 +336,14 @@ fn watch_namespaces_narrow_the_operators_rights() -> Result<()> {
     ensure!(everywhere.all("RoleBinding").len() == 1, "that of the lease");
 
     let narrow = render(&["watchNamespaces={team-a,team-b}"])?;
-    ensure!(narrow.all("ClusterRoleBinding").is_empty());
+    // Policies and the labels of these namespaces, and nothing else, are of the whole cluster.
+    ensure!(narrow.all("ClusterRoleBinding").len() == 1);
+    ensure!(narrow.one("ClusterRoleBinding", "-policies")?["roleRef"]["name"] == "kiln-policies");
+    let rules = &narrow.one("ClusterRole", "-policies")?["rules"];
+    let read = json!(["get", "list", "watch"]);
+    ensure!(rules[0]["resources"] == json!(["buildpolicies"]) && rules[0]["verbs"] == read, "{rules}");
+    ensure!(rules[1]["resourceNames"] == json!(["team-a", "team-b"]) && rules[1]["verbs"] == read, "{rules}");
+    ensure!(rules[2].is_null() && everywhere.one("ClusterRole", "-policies")?["rules"][1]["resourceNames"].is_null());
     let bindings: Vec<String> = narrow
         .all("RoleBinding")
         .iter()

@@ -8,6 +8,7 @@ use kiln_contract::Descriptor;
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::image::{Artifact, ArtifactLayer, ResolvedImage};
 use kiln_contract::journal::{BuildState, Event};
+use kiln_contract::policy;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
 use kiln_registry::{Blob, Client, Image, ImageName, Platform};
@@ -133,10 +134,17 @@ impl Session {
     /// Pins a reference.
     ///
     /// # Errors
-    /// As the registry answered.
+    /// A policy forbids it, or as the registry answered.
     pub async fn resolve(&self, reference: &str, platform: &str) -> Result<ResolvedImage, Failure> {
         let pull = |e: kiln_registry::Error| of_registry(&e, Purpose::Pull);
         let name = ImageName::parse(reference).map_err(pull)?;
+        // The builder reads what strangers wrote; what a policy forbids is refused here, where the registries are.
+        let lists = &self.request.policy.base_images;
+        let what = format!("the base image {reference}");
+        let remedy = "use a base image of such a repository";
+        if let Some(failure) = policy::refusal(lists, &what, &name.repository_name(), remedy) {
+            return Err(failure);
+        }
         let image =
             self.client.resolve(&name, &Platform::parse(platform).map_err(pull)?).await.map_err(pull)?;
         let config = String::from_utf8(image.config.clone()).map_err(|_| {

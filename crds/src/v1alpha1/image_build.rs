@@ -118,6 +118,7 @@ pub struct ImageBuildSpec {
     #[schemars(extend("maxProperties" = 64))]
     pub labels: BTreeMap<String, String>,
     /// Where the image goes.
+    #[serde(default)]
     pub output: Output,
     /// How the steps are kept apart from the node; the cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -204,7 +205,7 @@ pub struct Resources {
 }
 
 /// A map of quantities. The pattern is the one that Kubernetes' own CRDs carry for `resource.Quantity`.
-fn quantities(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn quantities(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 16,

@@ -56,6 +56,9 @@ pub struct ImageBuildStatus {
     /// How the steps of the latest run are kept apart from the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
+    /// The policies that the latest run began under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyStatus>,
     /// The pod of the latest attempt: `kubectl logs` shows its log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_ref: Option<PodRef>,
@@ -314,6 +317,18 @@ pub struct HistoryEntry {
     pub start_time: Time,
     /// When it ended.
     pub completion_time: Time,
+}
+
+/// What a run began under.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// The BuildPolicies that select the namespace, at most 16 of them, the one whose defaults win first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Digest of all that they, the operator's settings and the namespace's Pod Security level say. A build that was refused is
+    /// looked at again when it changes; others are not.
+    pub digest: String,
 }
 
 /// Where a build waits.

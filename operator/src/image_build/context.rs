@@ -15,6 +15,7 @@ use crate::journals::{Journals, Wake};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::pods::{Pods, Scope};
+use crate::policy::Policies;
 use crate::queue::Queue;
 
 use super::decide::{CreationFault, Slot};
@@ -37,6 +38,8 @@ pub struct Context {
     pub events: Publisher,
     /// The builder pods.
     pub pods: Pods,
+    /// The BuildPolicies.
+    pub policies: Policies,
     /// The journals of what runs.
     pub journals: Journals,
     queue: Mutex<Queue>,
@@ -66,6 +69,8 @@ struct Memory {
     warnings: Option<(String, Instant, Vec<Warning>)>,
     /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
     source: Option<String>,
+    /// Whether its latest run was refused, by a policy or in admission.
+    refused: bool,
     /// Reconciles that failed in a row.
     failures: u32,
 }
@@ -96,6 +101,7 @@ impl Context {
             metrics,
             events,
             pods: Pods::default(),
+            policies: Policies::default(),
             journals,
             queue,
             memory: Mutex::default(),
@@ -141,6 +147,8 @@ impl Context {
         let source = &build.spec.source;
         let map = source.config_map.as_ref().map(|c| config_map_key(&c.name));
         memory.source = map.or_else(|| source.flux.as_ref().map(|f| super::flux::key(f.kind, &f.name)));
+        let failure = build.status.as_ref().and_then(|status| status.failure.as_ref());
+        memory.refused = failure.is_some_and(|f| super::decide::is_refusal(&f.reason));
     }
 
     /// Forgets an object that is gone, and gives its place to the next.
@@ -169,6 +177,16 @@ impl Context {
         let memory = self.memory();
         let those = memory.values().filter(|m| m.namespace == namespace && m.source.as_deref() == Some(key));
         those.map(|m| (m.namespace.clone(), m.name.clone())).collect()
+    }
+
+    /// Has the controller look at the objects that were refused, of a namespace or of all.
+    pub fn wake_refused(&self, namespace: Option<&str>) {
+        let those: Vec<Wake> = {
+            let memory = self.memory();
+            let in_it = |m: &&Memory| m.refused && namespace.is_none_or(|n| n == m.namespace);
+            memory.values().filter(in_it).map(|m| (m.namespace.clone(), m.name.clone())).collect()
+        };
+        those.into_iter().for_each(|wake| self.wake(wake));
     }
 
     /// The object as the last write of its status left it, where the watch has not shown that yet. All of it: a list that

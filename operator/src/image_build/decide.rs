@@ -212,6 +212,7 @@ impl Decider<'_> {
         let rebuild = self.rebuild_wanted();
         let changed = self.s.input_digest.as_ref() != Some(&desired.input_digest) && !mutant!(EditIgnored);
         let fresh = self.s.run.is_none();
+        let refused = self.refused_otherwise();
         let missing = match &desired.buildable {
             Buildable::NotYet(failure) => Some(failure),
             _ => None,
@@ -221,7 +222,7 @@ impl Decider<'_> {
         let waited = conditions::find(&self.s, condition::RECONCILING)
             .filter(|c| c.status == "True" && missing.is_some_and(|failure| c.reason == failure.reason));
         let gone = missing.is_some() && !edited && waited.is_none() && !rebuild && !suspended && !fresh;
-        if gone || !(fresh || changed || rebuild || suspended) {
+        if gone || !(fresh || changed || rebuild || suspended || refused) {
             return Some(Phase::Finished);
         }
         if desired.suspend {
@@ -241,6 +242,15 @@ impl Decider<'_> {
         }
         lifecycle::begin_run(&mut self.s, desired, self.o.rebuild, self.now);
         None
+    }
+
+    /// Whether the latest run was refused, and policies or Pod Security say something else by now: it is tried again. A refusal
+    /// that would be the same word for word stays as it is.
+    fn refused_otherwise(&self) -> bool {
+        let Some(failure) = self.s.failure.as_ref().filter(|f| is_refusal(&f.reason)) else { return false };
+        let other = self.s.policy.as_ref().is_some_and(|p| p.digest != self.o.desired.policy.digest);
+        let same = |f: &Failure| f.reason == failure.reason && f.message == failure.message;
+        other && !matches!(&self.o.desired.buildable, Buildable::No(f) if same(f))
     }
 
     /// Takes the run a step further: says where it stands, or ends it (`None`).
@@ -415,6 +425,11 @@ impl Decider<'_> {
     pub(super) fn look_again(&mut self, seconds: i64) {
         self.again = Some(self.again.map_or(seconds, |s| s.min(seconds)));
     }
+}
+
+/// Whether a failure with that reason is a refusal that ends when the platform changes its rules.
+pub(super) fn is_refusal(why: &str) -> bool {
+    matches!(why, reason::POLICY_REFUSED | reason::POD_REFUSED)
 }
 
 /// What is said while there is no pod yet.

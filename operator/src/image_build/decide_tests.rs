@@ -400,3 +400,44 @@ fn a_crash_before_the_pod_makes_it_and_a_foreign_journal_is_not_taken() {
     w.decide();
     assert_eq!(w.status.attempts[0].reason.as_deref(), Some(reason::BUILDER_LOST));
 }
+
+#[test]
+fn a_refusal_is_looked_at_again_when_the_rules_change() {
+    let refused = |text: &str| Failure::new(FailureClass::Policy, reason::POLICY_REFUSED, text);
+    let rules = |world: &mut World, digest: &str| world.desired.policy.digest = digest.into();
+    let allowed = desired("v1:a").buildable;
+    let mut world = World::new();
+    world.desired.buildable = Buildable::No(refused("no"));
+    world.decide();
+    assert_eq!((world.ready().as_str(), world.status.run), ("False PolicyRefused", Some(1)));
+    assert_eq!(world.status.policy.as_ref().map(|p| p.digest.as_str()), Some("sha256:p"));
+    // The same rules, later; and other rules that say the same.
+    world.now += 60;
+    world.decide();
+    rules(&mut world, "sha256:q");
+    world.decide();
+    assert_eq!(world.status.run, Some(1), "nothing new is to be told");
+    // It is refused for something else.
+    world.desired.buildable = Buildable::No(refused("no, for another reason"));
+    world.decide();
+    assert_eq!((world.status.run, world.kstatus()), (Some(2), "Failed"));
+    // Other rules allow it.
+    world.desired.buildable = allowed.clone();
+    assert!(
+        world.decide().actions.is_empty(),
+        "the rules are those that refused it: a courier's refusal stays"
+    );
+    rules(&mut world, "sha256:r");
+    assert_eq!(kinds(&world.decide()), ["create"]);
+    assert_eq!((world.status.run, world.kstatus()), (Some(3), "InProgress"));
+    // Another failure, and success, do not depend on rules.
+    for outcome in [failed(FailureClass::User, reason::STEP_FAILED), Outcome::Succeeded(pushed())] {
+        let mut world = World::new();
+        world.run_pod();
+        world.report(outcome);
+        world.decide();
+        rules(&mut world, "sha256:q");
+        world.decide();
+        assert_eq!(world.status.run, Some(1));
+    }
+}

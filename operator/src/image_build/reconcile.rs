@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use crate::journals::Subject;
 use crate::metrics::Write;
 use crate::mutant;
+use crate::policy;
 use crate::telemetry::build_span;
 
 use super::apply::{self, FIELD_MANAGER};
@@ -109,7 +110,8 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
     let stored = build.status.clone().unwrap_or_default();
 
     let found = dereference(&ctx.client, &this.namespace, &build.spec).await?;
-    let desired = validate(&build.spec, &found, &ctx.config);
+    let policy = policy::watch::effective(ctx, &this.namespace).await?;
+    let desired = validate(&this.name, &build.spec, &found, &ctx.config, &policy);
     let pods = look_at_pods(ctx, &this, &stored).await?;
     let warnings = listen(ctx, &this, &stored, &pods).await;
     let decision = ponder(ctx, &this, &desired, &stored, &pods, &warnings);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kiln_api::ImageBuildStatus;
-use kiln_api::v1alpha1::{HistoryEntry, RunResult, SourceStatus};
+use kiln_api::v1alpha1::{HistoryEntry, PolicyStatus, RunResult, SourceStatus};
 use kiln_contract::journal::{BuildState, Event, Line, PlannedStep};
 use kiln_contract::report::{Outcome, Pushed, Report};
 use kiln_contract::request::{Isolation, Source};
@@ -69,6 +69,7 @@ pub fn desired(digest: &str) -> Desired {
         input_digest: digest.into(),
         source: Some(SourceStatus { revision: None, digest: Some("sha256:s".into()) }),
         isolation: Isolation::UserNamespace,
+        policy: PolicyStatus { names: vec!["default".into()], digest: "sha256:p".into() },
         timeout_seconds: 3600,
         retries: 2,
         pod_ttl_seconds: 86_400,
@@ -87,6 +88,8 @@ pub fn desired(digest: &str) -> Desired {
             registries: Default::default(),
             service_account: "default".into(),
             resources: Default::default(),
+            entitlements: vec![],
+            policy: Default::default(),
         })),
     }
 }

@@ -53,7 +53,12 @@ type Entries = BTreeMap<PathBuf, (String, u32, u64)>;
 
 fn fetch(place: &Place, source: &Git) -> Result<(String, Entries), Failure> {
     let mut file = tempfile::tempfile().expect("a file");
-    let commit = added::fetch(place, source, file.try_clone().expect("a descriptor"))?;
+    let commit = added::fetch(
+        place,
+        source,
+        &kiln_contract::policy::Network::default(),
+        file.try_clone().expect("a descriptor"),
+    )?;
     file.rewind().expect("a regular file");
     let mut found = Entries::new();
     for entry in tar::Archive::new(file).entries().expect("a tar") {
