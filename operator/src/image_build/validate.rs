@@ -79,6 +79,8 @@ pub struct Build {
     pub service_account: String,
     /// Of the build container.
     pub resources: Resources,
+    /// PriorityClass of the pod.
+    pub priority_class: Option<String>,
 }
 
 /// A value of a Secret that the courier gets for steps, by name only: the operator reads no Secret.
@@ -194,6 +196,7 @@ fn build(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Result
         registries,
         service_account: spec.service_account_name.clone(),
         resources: spec.resources.clone().unwrap_or_else(|| (&config.defaults.resources).into()),
+        priority_class: spec.priority_class_name.clone(),
     };
     // The name of the attempt, its isolation and its time are not known yet.
     let size = build.request_size() + 256;
