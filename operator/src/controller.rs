@@ -82,6 +82,8 @@ pub async fn run(
         ));
     }
     let deliver = tokio::spawn(deliver(wakes, inboxes));
+    let worth = ctx.clone();
+    let priorities = tokio::spawn(async move { worth.priorities.watch(worth.client.clone()).await });
     let count = scopes.len();
     let (readiness, beat_ctx) = (signs.readiness.clone(), ctx.clone());
     let ready = tokio::spawn(async move {
@@ -103,6 +105,7 @@ pub async fn run(
     });
     future::join_all(controllers).await;
     deliver.abort();
+    priorities.abort();
     ready.abort();
     watching.abort();
 }

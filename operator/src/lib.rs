@@ -5,7 +5,7 @@
 //! | [`image_build`] | the reconcile: dereference, validate, decide, status, apply |
 //! | [`controller`] | wires watches to reconciles |
 //! | [`pods`], [`journals`] | what is known of what runs |
-//! | [`queue`] | who may run; pure |
+//! | [`queue`], [`priorities`] | who may run; the queue is pure |
 //! | [`policy`] | what BuildPolicies allow and give |
 //! | [`lease`], [`clock`] | who leads, and what time it is |
 //! | [`config`], [`args`] | settings |
@@ -22,6 +22,7 @@ pub mod lease;
 pub mod metrics;
 pub mod pods;
 pub mod policy;
+pub mod priorities;
 pub mod queue;
 pub mod run_phases;
 pub mod telemetry;

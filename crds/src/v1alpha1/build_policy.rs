@@ -80,6 +80,9 @@ pub struct BuildPolicySpec {
     /// What the build container gets and may ask for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcePolicy>,
+    /// How many builds may run at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<ConcurrencyPolicy>,
     /// How the registries are reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries: Option<RegistryPolicy>,
@@ -206,6 +209,20 @@ pub struct ResourcePolicy {
     /// Requests and limits of builds that do not say them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<Resources>,
+}
+
+/// How many builds may run at a time; further ones wait in the queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConcurrencyPolicy {
+    /// Builds of each selected namespace, 1 to 100000. The lowest of several policies and of the operator's setting counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub per_namespace: Option<i32>,
+    /// Builds of all namespaces together that this policy selects, 1 to 100000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub total: Option<i32>,
 }
 
 /// How the registries are reached.

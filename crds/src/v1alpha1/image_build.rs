@@ -131,6 +131,14 @@ pub struct ImageBuildSpec {
     /// Resources of the build container; the cluster's defaults when absent. Does not start a new run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// PriorityClass of the builder pod. Its value also orders the builds of this namespace that wait in the queue: higher
+    /// ones first. It overtakes no other namespace's. The cluster's default class when absent. Does not start a new run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('system-')").message("must not be one of the cluster's own classes (system-...)")
+    )]
+    pub priority_class_name: Option<String>,
     /// How long an attempt may take, as a Go duration (`90s`, `1h`, `1h30m`), 1s to 24h; the cluster's default (1h unless
     /// set otherwise) when absent. Does not start a new run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -253,6 +261,7 @@ impl Default for ImageBuildSpec {
             isolation: None,
             service_account_name: default_service_account(),
             resources: None,
+            priority_class_name: None,
             timeout: None,
             retries: two(),
             suspend: false,

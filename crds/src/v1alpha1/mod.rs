@@ -10,8 +10,8 @@ mod source;
 mod status;
 
 pub use build_policy::{
-    BaseImagePolicy, BuildPolicy, BuildPolicySpec, Entitlement, IsolationPolicy, OutputPolicy, ProxyPolicy,
-    RegistryMirror, RegistryPolicy, ResourcePolicy, TimeoutPolicy,
+    BaseImagePolicy, BuildPolicy, BuildPolicySpec, ConcurrencyPolicy, Entitlement, IsolationPolicy,
+    OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy, TimeoutPolicy,
 };
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
 pub use output::Output;

@@ -158,7 +158,9 @@ fn good_policies_pass_and_what_contradicts_itself_is_refused() {
 
 #[test]
 fn a_field_of_a_policy_that_is_not_known_is_no_field_to_pass_over() {
-    for spec in [json!({"new": 1}), json!({"output": {"new": 1}}), json!({"entitlements": ["security.insecure"]})] {
+    for spec in
+        [json!({"new": 1}), json!({"output": {"new": 1}}), json!({"entitlements": ["security.insecure"]})]
+    {
         let object = json!({"metadata": {"name": "a"}, "spec": spec});
         assert!(serde_json::from_value::<BuildPolicy>(object).is_err(), "{spec}");
     }

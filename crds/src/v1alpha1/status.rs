@@ -338,6 +338,7 @@ pub struct QueueStatus {
     /// Its place in the queue, from 1, rounded up (1 to 5, 10, 20, 50, 100, ...) so that the object is not written for every
     /// move; 0 where the wait is not for a place.
     pub position: i32,
-    /// What it waits for: `Concurrency` (a place among the builds that run) or `Quota` (the namespace's ResourceQuota).
+    /// What it waits for: a place among the builds that run in all (`Total`), in its namespace (`Namespace`) or in the
+    /// namespaces that a BuildPolicy selects (`Policy`), or the namespace's ResourceQuota (`Quota`).
     pub reason: String,
 }

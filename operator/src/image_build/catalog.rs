@@ -67,7 +67,7 @@ const fn failure(
 #[rustfmt::skip]
 pub const STATES: &[Entry] = &[
     state(reasons::IMAGE_PUSHED, Actor::Nobody, "The tags name the image; `status.image` has its digest.", "Nothing."),
-    state(reasons::QUEUED, Actor::Nobody, "The build waits for other builds to end (`status.queue.reason` is `Concurrency`) or for the namespace's quota (`Quota`).", "Wait; where it is the quota, free some or have it raised."),
+    state(reasons::QUEUED, Actor::Nobody, "The build waits for others to end, because so many run already in all (`status.queue.reason` is `Total`), in its namespace (`Namespace`) or in the namespaces of a BuildPolicy (`Policy`), or it waits for the namespace's ResourceQuota (`Quota`).", "Wait; where it is the quota, free some or have it raised."),
     state(reasons::STARTING, Actor::Nobody, "The builder pod is being made or its containers are starting.", "Wait."),
     state(reasons::UNSCHEDULABLE, Actor::Platform, "No node takes the builder pod; the message has the scheduler's words.", "Give the pod a node that fits: requests, node selector, taints; the build then goes on by itself."),
     state(reasons::WAITING_FOR_SECRET, Actor::Author, "A Secret that the object names, or the key in it, is not there yet.", "Make it with the command in the message; the build then goes on by itself."),

@@ -16,7 +16,8 @@ use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::pods::{Pods, Scope};
 use crate::policy::Policies;
-use crate::queue::Queue;
+use crate::priorities::Priorities;
+use crate::queue::{Claim, Limits, Place, Queue, Wait};
 
 use super::decide::{CreationFault, Slot};
 use super::events::Publisher;
@@ -42,6 +43,8 @@ pub struct Context {
     pub policies: Policies,
     /// The journals of what runs.
     pub journals: Journals,
+    /// The values of PriorityClasses.
+    pub priorities: Priorities,
     queue: Mutex<Queue>,
     memory: Mutex<HashMap<String, Memory>>,
     wake: mpsc::UnboundedSender<Wake>,
@@ -91,7 +94,8 @@ impl Context {
         events: Publisher,
         wake: mpsc::UnboundedSender<Wake>,
     ) -> Self {
-        let queue = Mutex::new(Queue::new(config.max_concurrent_builds));
+        let (total, each) = (config.max_concurrent_builds, config.max_concurrent_builds_per_namespace);
+        let queue = Mutex::new(Queue::new(total, each));
         let journals = Journals::new(client.clone(), wake.clone());
         Self {
             client,
@@ -103,6 +107,7 @@ impl Context {
             pods: Pods::default(),
             policies: Policies::default(),
             journals,
+            priorities: Priorities::default(),
             queue,
             memory: Mutex::default(),
             wake,
@@ -128,12 +133,18 @@ impl Context {
         let _ = self.wake.send(wake);
     }
 
-    /// Takes note of an object that a list shows. One that runs already has its place in the queue.
+    /// Takes note of an object that a list shows. One that runs already has its place, and one that waits its turn.
     pub fn meet(&self, build: &ImageBuild) {
         self.note(build);
         let (Some(uid), Some(namespace)) = (&build.metadata.uid, &build.metadata.namespace) else { return };
-        if build.status.as_ref().is_some_and(runs) {
+        let Some(status) = &build.status else { return };
+        if runs(status) {
             self.queue().adopt(uid, namespace);
+        } else if waits(status) {
+            let name = build.metadata.name.as_deref().unwrap_or_default();
+            let priority = self.priorities.of(build.spec.priority_class_name.as_deref());
+            let claim = Claim { uid, namespace, name, priority, since: waits_since(status) };
+            self.queue().expect(&claim);
         }
     }
 
@@ -240,16 +251,27 @@ impl Context {
     }
 
     /// Asks for a place among the builds that run. An object that is gone gets none: it would never give it back.
-    pub fn ask(&self, uid: &str, namespace: &str, name: &str) -> Slot {
+    pub fn ask(&self, claim: &Claim<'_>) -> Slot {
         // Held until the answer is there, so that it is not forgotten in between.
         let known = self.memory();
-        if !known.contains_key(uid) {
-            return Slot::Queued(1);
+        if !known.contains_key(claim.uid) {
+            return Slot::Queued(Place { position: 1, wait: Wait::Total(self.config.max_concurrent_builds) });
         }
         let mut queue = self.queue();
-        let slot = queue.ask(uid, namespace, name);
+        let (slot, woken) = queue.ask(claim);
         self.metrics.set_queue_depth(queue.waiting());
+        drop(queue);
+        woken.into_iter().for_each(|wake| self.wake(wake));
         slot
+    }
+
+    /// Limits the builds of a namespace anew; whoever gets a place by that is woken.
+    pub fn limit(&self, namespace: &str, limits: Limits) {
+        let mut queue = self.queue();
+        let woken = queue.set_limits(namespace, limits);
+        self.metrics.set_queue_depth(queue.waiting());
+        drop(queue);
+        woken.into_iter().for_each(|wake| self.wake(wake));
     }
 
     /// Gives a place back; whoever gets it is woken.
@@ -260,6 +282,16 @@ impl Context {
         drop(queue);
         woken.into_iter().for_each(|wake| self.wake(wake));
     }
+}
+
+/// Whether the build waits for a place in the queue.
+pub fn waits(status: &ImageBuildStatus) -> bool {
+    status.completion_time.is_none() && status.queue.as_ref().is_some_and(|q| q.position > 0)
+}
+
+/// Since when the run waits for its places: a further attempt of it is not the last in the queue.
+pub fn waits_since(status: &ImageBuildStatus) -> i64 {
+    status.start_time.as_ref().map_or(i64::MAX, |t| t.0.as_second())
 }
 
 /// Whether an attempt is under way.

@@ -23,6 +23,7 @@ use super::observe::PodView;
 use super::start::Patience;
 use super::validate::{Buildable, Desired};
 use crate::mutant;
+use crate::queue::Place;
 
 /// Seconds before the next attempt after the first, and after every further infrastructure fault.
 const BACKOFF: [i64; 2] = [10, 30];
@@ -63,14 +64,14 @@ pub struct Observed<'a> {
 }
 
 /// Whether there is a place among the builds that run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slot {
     /// Nobody has asked: the decision says [`Decision::ask_for_slot`] when it needs to know.
     Unknown,
     /// Yes, and it is taken.
     Granted,
-    /// No; so many are before it, itself included, rounded up.
-    Queued(i32),
+    /// No; it waits there.
+    Queued(Place),
 }
 
 /// The attempt's pod could not be made.
@@ -306,17 +307,18 @@ impl Decider<'_> {
             self.look_again(30);
             return Phase::active(reasons::STOPPING, message);
         }
-        match self.o.slot {
+        match &self.o.slot {
             Slot::Unknown => {
                 self.ask_for_slot = true;
                 Phase::active(reasons::QUEUED, "")
             }
-            Slot::Queued(position) => {
-                self.s.queue = Some(QueueStatus { position, reason: "Concurrency".to_owned() });
-                self.look_again(10);
+            Slot::Queued(place) => {
+                self.s.queue =
+                    Some(QueueStatus { position: place.position, reason: place.wait.word().to_owned() });
+                self.look_again(place.look_again());
                 Phase::active(
                     reasons::QUEUED,
-                    format!("waits for other builds to end; number {position} in the queue"),
+                    format!("waits for a place: {}; number {} in the queue", place.wait, place.position),
                 )
             }
             Slot::Granted => {

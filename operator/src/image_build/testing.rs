@@ -12,6 +12,7 @@ use kiln_contract::request::{Isolation, Source};
 use kiln_contract::{Failure, FailureClass};
 
 use crate::config::Config;
+use crate::queue::{Place, Wait};
 
 use super::conditions;
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
@@ -26,6 +27,11 @@ use super::validate::{Build, Buildable, Desired};
 /// Seconds after the epoch.
 pub fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).expect("a time")
+}
+
+/// So many builds are before it, itself included, of 20 that may run.
+pub fn queued(position: i32) -> Slot {
+    Slot::Queued(Place { position, wait: Wait::Total(20) })
 }
 
 /// A status whose only run ended so.
@@ -90,6 +96,7 @@ pub fn desired(digest: &str) -> Desired {
             resources: Default::default(),
             entitlements: vec![],
             policy: Default::default(),
+            priority_class: None,
         })),
     }
 }
@@ -170,7 +177,7 @@ impl World {
                 pods: &self.pods,
                 journal: self.journal.as_ref(),
                 warnings: &self.warnings,
-                slot: self.slot,
+                slot: self.slot.clone(),
                 creation: self.creation.as_ref(),
                 patience: Patience { scheduling: 3600, start: 300 },
             },

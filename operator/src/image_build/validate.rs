@@ -87,6 +87,8 @@ pub struct Build {
     pub entitlements: Vec<String>,
     /// What the pod keeps of the policies.
     pub policy: Policy,
+    /// PriorityClass of the pod.
+    pub priority_class: Option<String>,
 }
 
 /// A value of a Secret that the courier gets for steps, by name only: the operator reads no Secret.
@@ -205,6 +207,7 @@ fn build(
         resources: resources::resources(spec.resources.as_ref(), policy)?,
         entitlements: policy.entitlements.clone(),
         policy: Policy { base_images: policy.bases.clone(), network: policy.network.clone() },
+        priority_class: spec.priority_class_name.clone(),
     };
     // The name of the attempt, its isolation and its time are not known yet.
     let size = build.request_size() + 256;

@@ -15,6 +15,7 @@ use kube::core::{Selector, SelectorExt as _};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
+use crate::queue::Limits;
 
 use super::quantity;
 
@@ -74,6 +75,8 @@ pub struct Effective {
     pub network: Network,
     /// What RUN may ask for.
     pub entitlements: Vec<String>,
+    /// How many builds may run at a time.
+    pub concurrency: Limits,
     /// Why nothing can be built: a policy that may hold can't be read.
     pub broken: Option<String>,
 }
@@ -118,6 +121,7 @@ impl Effective {
             registries: Registries::default(),
             network: Network::default(),
             entitlements: entitlements(&those),
+            concurrency: Limits::default(),
             broken,
         };
         // The first to speak of a default is heard.
@@ -176,6 +180,12 @@ impl Effective {
         {
             self.max_timeout = Some(Ruled { by: by("timeout.maximum"), value });
         }
+        let concurrency = spec.concurrency.clone().unwrap_or_default();
+        let count = |n: Option<i32>| n.and_then(|n| usize::try_from(n).ok());
+        if let Some(own) = count(concurrency.per_namespace) {
+            self.concurrency.own = Some(self.concurrency.own.map_or(own, |known| known.min(own)));
+        }
+        self.concurrency.groups.extend(count(concurrency.total).map(|total| (name.to_owned(), total)));
         for (resource, value) in spec.resources.iter().flat_map(|r| &r.maximum) {
             let known = self.maximum.get(resource);
             if known.is_none_or(|k| quantity::parse(value) < quantity::parse(&k.value)) {

@@ -65,16 +65,19 @@ fn every_limit_of_every_policy_holds_and_knows_whose_it_is() {
             "all",
             json!({"precedence": 9, "output": {"allowedRepositories": ["r.x"], "allowInsecure": true},
                 "timeout": {"maximum": "2h"}, "resources": {"maximum": {"memory": "8Gi", "cpu": 4}},
-                "isolation": {"allowed": ["UserNamespace", "HostRange"]}, "entitlements": ["network.host"]}),
+                "isolation": {"allowed": ["UserNamespace", "HostRange"]}, "entitlements": ["network.host"],
+                "concurrency": {"perNamespace": 2, "total": 10}}),
         ),
         (
             "tenants",
             json!({"output": {"allowedRepositories": ["r.x/{namespace}/*"], "allowInsecure": false},
                 "baseImages": {"allowedRepositories": ["docker.io/library/*"]},
                 "timeout": {"maximum": "30m"}, "resources": {"maximum": {"memory": "8192Mi", "cpu": "1500m"}},
-                "isolation": {"allowed": ["UserNamespace"]}}),
+                "isolation": {"allowed": ["UserNamespace"]}, "concurrency": {"perNamespace": 5, "total": 3}}),
         ),
     ]);
+    let groups = vec![("all".to_owned(), 10), ("tenants".to_owned(), 3)];
+    assert_eq!(all.concurrency, Limits { own: Some(2), groups });
     assert_eq!(all.status.names, ["all", "tenants"]);
     let outputs: Vec<_> = all.outputs.iter().map(|l| (l.by.as_str(), l.repositories.clone())).collect();
     assert_eq!(

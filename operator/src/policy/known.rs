@@ -72,12 +72,21 @@ impl Policies {
         inner.merged.remove(name);
     }
 
-    /// A list of the scope's namespaces is whole: the others are gone.
-    pub fn retain_namespaces(&self, scope: &Scope, names: &BTreeSet<String>) {
+    /// A list of the scope's namespaces is whole: the others are gone. Returns which were known.
+    pub fn retain_namespaces(&self, scope: &Scope, names: &BTreeSet<String>) -> Vec<String> {
         let mut inner = self.inner();
         let gone = |name: &String| scope.as_ref().is_none_or(|s| s == name) && !names.contains(name);
-        inner.namespaces.retain(|name, _| !gone(name));
-        inner.merged.retain(|name, _| !gone(name));
+        let those: Vec<String> = inner.namespaces.keys().filter(|name| gone(name)).cloned().collect();
+        for name in &those {
+            inner.namespaces.remove(name);
+            inner.merged.remove(name);
+        }
+        those
+    }
+
+    /// The namespaces that are known.
+    pub fn namespaces(&self) -> Vec<String> {
+        self.inner().namespaces.keys().cloned().collect()
     }
 
     /// What holds in a namespace; `None` when its labels are not known.

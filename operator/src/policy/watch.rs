@@ -71,6 +71,7 @@ async fn watch_policies(ctx: &Context, synced: watch::Sender<usize>) {
             }
         };
         if news {
+            ctx.policies.namespaces().iter().for_each(|namespace| limit(ctx, namespace));
             ctx.wake_refused(None);
         }
     }
@@ -90,22 +91,33 @@ async fn watch_namespaces(ctx: &Context, scope: &Scope, synced: watch::Sender<us
         match event {
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitDone) => {
-                ctx.policies.retain_namespaces(scope, &listed);
+                let gone = ctx.policies.retain_namespaces(scope, &listed);
+                gone.iter().for_each(|namespace| limit(ctx, namespace));
                 done(&mut synced);
             }
             Ok(watcher::Event::InitApply(namespace) | watcher::Event::Apply(namespace)) => {
                 let name = namespace.name_any();
                 listed.insert(name.clone());
                 if ctx.policies.show_namespace(&name, labels(namespace)) {
+                    limit(ctx, &name);
                     ctx.wake_refused(Some(&name));
                 }
             }
-            Ok(watcher::Event::Delete(namespace)) => ctx.policies.namespace_gone(&namespace.name_any()),
+            Ok(watcher::Event::Delete(namespace)) => {
+                ctx.policies.namespace_gone(&namespace.name_any());
+                limit(ctx, &namespace.name_any());
+            }
             Err(error) => {
                 tracing::warn!(%error, "the watch of namespaces was interrupted and is taken up again; without a first list nothing is built");
             }
         }
     }
+}
+
+/// Has the queue keep what the policies say of a namespace.
+fn limit(ctx: &Context, namespace: &str) {
+    let known = ctx.policies.effective(&ctx.config, namespace);
+    ctx.limit(namespace, known.map(|policy| policy.concurrency.clone()).unwrap_or_default());
 }
 
 fn done(synced: &mut Option<watch::Sender<usize>>) {
@@ -130,5 +142,6 @@ pub async fn effective(ctx: &Context, namespace: &str) -> Result<Arc<Effective>,
     let found = timed("get namespace", api.get_metadata_opt(namespace)).await?;
     let labels = found.map(labels).ok_or(ReconcileError::Conflict)?;
     ctx.policies.show_namespace(namespace, labels);
+    limit(ctx, namespace);
     ctx.policies.effective(&ctx.config, namespace).ok_or(ReconcileError::Conflict)
 }
