@@ -279,3 +279,71 @@ impl Session {
         self.fail(failure).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kiln_contract::policy::{AllowList, Policy};
+    use kiln_contract::request::{Isolation, Output, Registries, Source};
+    use kiln_registry::{Options, RetryPolicy};
+
+    use super::*;
+
+    fn session(base_images: Vec<AllowList>) -> Session {
+        let output = Output::OciLayout { path: "unused".into(), references: vec![] };
+        let retry = RetryPolicy { budget: std::time::Duration::ZERO, ..RetryPolicy::default() };
+        let client = Client::new(Options { retry, ..Options::default() }).expect("a client");
+        let target = Target::new(&output).expect("a target");
+        let request = BuildRequest {
+            version: kiln_contract::VERSION,
+            attempt: "a".into(),
+            source: Source::Files(vec![]),
+            context_dir: ".".into(),
+            dockerfile: "Dockerfile".into(),
+            dockerfile_text: None,
+            target: None,
+            args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            entitlements: vec![],
+            contexts: BTreeMap::new(),
+            platform: "linux/amd64".into(),
+            output,
+            isolation: Isolation::UserNamespace,
+            timeout_seconds: 0,
+            registries: Registries::default(),
+            policy: Policy { base_images, ..Policy::default() },
+        };
+        let journal = Journal::new(Box::new(|_| Ok(())), BuildState::default());
+        let control = Control::new(None, "a");
+        Session::new(request, client, target, control, journal, Files::default(), Given::default())
+    }
+
+    #[tokio::test]
+    async fn a_base_image_that_a_policy_forbids_is_not_asked_for() {
+        let list = |by: &str, pattern: &str| AllowList { by: by.into(), repositories: vec![pattern.into()] };
+        // Nobody listens on port 1: what is allowed is asked for, and not there.
+        let session = session(vec![
+            list("BuildPolicy all: f", "127.0.0.1:1"),
+            list("BuildPolicy a: f", "127.0.0.1:1/a/*"),
+        ]);
+        let resolve =
+            async |reference: &str| session.resolve(reference, "linux/amd64").await.expect_err("not there");
+        for (reference, by) in [
+            ("alpine", "BuildPolicy all: f allows 127.0.0.1:1, found docker.io/library/alpine"),
+            ("index.docker.io/library/alpine", "found docker.io/library/alpine"),
+            ("127.0.0.1:1/b/c:1", "BuildPolicy a: f allows 127.0.0.1:1/a/*, found 127.0.0.1:1/b/c"),
+            ("127.0.0.1:1/a", "found 127.0.0.1:1/a"),
+            ("127.0.0.1:1/ab/c", "found 127.0.0.1:1/ab/c"),
+        ] {
+            let failure = resolve(reference).await;
+            assert_eq!(
+                (failure.class, failure.reason.as_str()),
+                (FailureClass::Policy, reason::POLICY_REFUSED)
+            );
+            assert!(failure.message.contains(by), "{failure}");
+        }
+        let allowed = resolve("127.0.0.1:1/a/b:1").await;
+        assert_eq!(allowed.reason, reason::REGISTRY_UNAVAILABLE, "{allowed}");
+    }
+}

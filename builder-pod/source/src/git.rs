@@ -34,7 +34,7 @@ fn access(transport: Transport, secrets: &Secrets) -> Result<Access, Fault> {
         Ssh::No
     };
     let authorities = secrets.authorities().map(<[u8]>::to_vec);
-    Ok(Access { authorization, authorities, ssh, machine: false, log: true })
+    Ok(Access { authorization, authorities, ssh, log: true, ..Access::default() })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod added;
 mod git;
 mod http;
 mod oci;
+mod proxy;
 mod ssh;
 mod web;
 
