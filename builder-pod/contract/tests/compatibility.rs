@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use kiln_contract::control::{Permit, Stop};
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::journal::{BuildState, Event, Line, PlannedStep, StepPhase, Warning, Warnings};
+use kiln_contract::policy::{AllowList, Network, Policy, Proxy};
 use kiln_contract::report::{Outcome, Pushed, Report};
 use kiln_contract::request::{BuildRequest, Content, File, Isolation, Mirror, Output, Registries, Source};
 use kiln_contract::source::Fetched;
@@ -169,11 +170,32 @@ fn stored_reports_requests_permits_and_orders_are_read() {
     }
     let request = request();
     let text = golden("request.json", &json(&request));
+    assert_eq!(BuildRequest::parse(text.as_bytes()), Ok(request.clone()));
+    // Added later than the file above, and without a new version: a request has it where it says something.
+    let request = BuildRequest { policy: policy(), ..request };
+    let text = golden("request-policy.json", &json(&request));
     assert_eq!(BuildRequest::parse(text.as_bytes()), Ok(request));
     let permit = Permit { attempt: ATTEMPT.into(), digest: DIGEST.into(), expires: 1_767_323_107 };
     assert_eq!(serde_json::from_str::<Permit>(&golden("permit.json", &json(&permit))).expect("read"), permit);
     let stop = Stop { attempt: ATTEMPT.into(), reason: reason::SUPERSEDED.into() };
     assert_eq!(serde_json::from_str::<Stop>(&golden("stop.json", &json(&stop))).expect("read"), stop);
+}
+
+fn policy() -> Policy {
+    Policy {
+        base_images: vec![AllowList {
+            by: "BuildPolicy tenants: spec.baseImages.allowedRepositories".into(),
+            repositories: vec!["docker.io/library/*".into()],
+        }],
+        network: Network {
+            proxy: Some(Proxy {
+                http: Some("http://proxy.example:3128".into()),
+                https: Some("http://proxy.example:3128".into()),
+                no_proxy: vec![".svc".into()],
+            }),
+            ca_bundle: Some("-----BEGIN CERTIFICATE-----\n".into()),
+        },
+    }
 }
 
 fn request() -> BuildRequest {
@@ -201,7 +223,7 @@ fn request() -> BuildRequest {
             }],
             insecure: Vec::new(),
         },
-        policy: kiln_contract::policy::Policy::default(),
+        policy: Policy::default(),
     }
 }
 

@@ -20,6 +20,7 @@ mod load;
 mod missing;
 mod outages;
 mod pod;
+mod policies;
 mod servers;
 mod sources;
 mod waiting;
