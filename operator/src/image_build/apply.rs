@@ -22,18 +22,18 @@ use super::pod::{Blueprint, MAX_SECRETS};
 /// Name under which the operator's fields are kept apart from other managers'.
 pub const FIELD_MANAGER: &str = "kiln-operator";
 
-/// Makes request and pod of an attempt, or finds them made. `None` when the pod is there.
+/// The names of the registry Secrets of the build's service account, or what keeps the account from being used.
 ///
 /// # Errors
 /// The API server did not answer as expected; it is tried again.
-pub async fn create(
+pub(super) async fn account(
     ctx: &Context,
-    mut blueprint: Blueprint<'_>,
-) -> Result<Option<CreationFaultKind>, ReconcileError> {
+    blueprint: &Blueprint<'_>,
+) -> Result<Result<Vec<String>, CreationFaultKind>, ReconcileError> {
     let accounts: Api<ServiceAccount> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
     let account = &blueprint.build.service_account;
     let Some(found) = timed("get serviceaccount", accounts.get_opt(account)).await? else {
-        return Ok(Some(CreationFaultKind::Missing(Failure::new(
+        return Ok(Err(CreationFaultKind::Missing(Failure::new(
             FailureClass::Source,
             reason::SOURCE_NOT_FOUND,
             format!(
@@ -42,14 +42,14 @@ pub async fn create(
             ),
         ))));
     };
-    if let Some(failure) = not_listed(&found, &blueprint) {
+    if let Some(failure) = not_listed(&found, blueprint) {
         // Applied together, the service account may come second.
-        return Ok(Some(CreationFaultKind::Missing(failure)));
+        return Ok(Err(CreationFaultKind::Missing(failure)));
     }
     let secrets: Vec<String> =
         found.image_pull_secrets.into_iter().flatten().map(|s| s.name).filter(|n| !n.is_empty()).collect();
     if secrets.len() > MAX_SECRETS {
-        return Ok(Some(CreationFaultKind::Terminal(Failure::new(
+        return Ok(Err(CreationFaultKind::Terminal(Failure::new(
             FailureClass::Source,
             reason::SOURCE_INVALID,
             format!(
@@ -58,6 +58,21 @@ pub async fn create(
             ),
         ))));
     }
+    Ok(Ok(secrets))
+}
+
+/// Makes request and pod of an attempt, or finds them made. `None` when the pod is there.
+///
+/// # Errors
+/// The API server did not answer as expected; it is tried again.
+pub async fn create(
+    ctx: &Context,
+    mut blueprint: Blueprint<'_>,
+) -> Result<Option<CreationFaultKind>, ReconcileError> {
+    let secrets = match account(ctx, &blueprint).await? {
+        Ok(secrets) => secrets,
+        Err(fault) => return Ok(Some(fault)),
+    };
     blueprint.secrets = &secrets;
 
     let requests: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
@@ -156,7 +171,7 @@ fn foreign(kind: &str, blueprint: &Blueprint<'_>) -> Failure {
 
 /// Why the API server did not make an object, where that is an answer and no fault of its own.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+pub(super) enum Refusal {
     /// One of that name is there.
     Exists,
     /// Quota is used up.
@@ -166,7 +181,8 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn of(error: &ReconcileError) -> Option<Self> {
+    /// What the answer says, where it says something of the object.
+    pub(super) fn of(error: &ReconcileError) -> Option<Self> {
         let status = error.status()?;
         let words = status.message.clone();
         match (status.code, status.reason.as_str()) {
@@ -182,7 +198,8 @@ impl Refusal {
         }
     }
 
-    fn into_fault(self, kind: &str) -> Option<CreationFaultKind> {
+    /// What it means for the attempt; nothing when the object is there.
+    pub(super) fn into_fault(self, kind: &str) -> Option<CreationFaultKind> {
         match self {
             Self::Exists => None,
             Self::Quota(words) => Some(CreationFaultKind::Quota(words)),
@@ -214,7 +231,7 @@ pub async fn act(
     action: &Action,
 ) -> Result<(), ReconcileError> {
     let (name, body, what) = match action {
-        Action::CreatePod { .. } => return Ok(()),
+        Action::CreatePod { .. } | Action::Preflight => return Ok(()),
         Action::DeletePod { pod } => {
             // One that has got a node meanwhile runs, and is told to stop instead: its log has to stay.
             let version = pod.node.is_none().then_some(&pod.resource_version);

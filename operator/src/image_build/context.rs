@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_api::{ImageBuild, ImageBuildStatus};
+use kiln_contract::Failure;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ use crate::queue::{Claim, Limits, Place, Queue, Wait};
 use super::decide::{CreationFault, Slot};
 use super::events::Publisher;
 use super::kubelet::Warning;
+use super::preflight::LetIn;
 
 /// What reconciles share.
 pub struct Context {
@@ -41,6 +43,8 @@ pub struct Context {
     pub pods: Pods,
     /// The BuildPolicies.
     pub policies: Policies,
+    /// Where pods were let in a moment ago.
+    pub let_in: LetIn,
     /// The journals of what runs.
     pub journals: Journals,
     /// The values of PriorityClasses.
@@ -68,6 +72,8 @@ struct Memory {
     written: Option<(u64, Arc<ImageBuild>)>,
     /// How the last try to make an attempt's pod failed; the attempt.
     creation: Option<(String, CreationFault)>,
+    /// What was said of a run's pod before it was made; the run.
+    preflight: Option<(i64, Result<(), Failure>)>,
     /// The warnings about a pod that doesn't start, by its UID, and when they were read.
     warnings: Option<(String, Instant, Vec<Warning>)>,
     /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
@@ -106,6 +112,7 @@ impl Context {
             events,
             pods: Pods::default(),
             policies: Policies::default(),
+            let_in: LetIn::default(),
             journals,
             priorities: Priorities::default(),
             queue,
@@ -228,6 +235,16 @@ impl Context {
     /// Remembers how it went.
     pub fn tried(&self, uid: &str, attempt: &str, fault: Option<CreationFault>) {
         self.with(uid, |memory| memory.creation = fault.map(|f| (attempt.to_owned(), f)));
+    }
+
+    /// What was said of that run's pod before it was made.
+    pub fn preflight(&self, uid: &str, run: i64) -> Option<Result<(), Failure>> {
+        self.with(uid, |memory| memory.preflight.clone()).filter(|(of, _)| *of == run).map(|(_, said)| said)
+    }
+
+    /// Remembers what was said.
+    pub fn preflighted(&self, uid: &str, run: i64, said: Result<(), Failure>) {
+        self.with(uid, |memory| memory.preflight = Some((run, said)));
     }
 
     /// The warnings about that pod, where they were read less than `age` ago.

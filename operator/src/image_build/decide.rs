@@ -59,6 +59,8 @@ pub struct Observed<'a> {
     pub slot: Slot,
     /// How the last try to make the attempt's pod failed.
     pub creation: Option<&'a CreationFault>,
+    /// What the API server said of the run's pod before it was made; nothing when it was not asked.
+    pub preflight: Option<&'a Result<(), Failure>>,
     /// How long a pod may take.
     pub patience: Patience,
 }
@@ -97,6 +99,8 @@ pub enum CreationFaultKind {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
+    /// Ask whether the run's pod would be taken, while it waits for a place.
+    Preflight,
     /// Make request and pod of the attempt that the status names last.
     CreatePod {
         /// Its number.
@@ -276,6 +280,10 @@ impl Decider<'_> {
                 return None;
             }
         }
+        if let (Some(Err(failure)), true) = (self.o.preflight, self.s.attempts.is_empty()) {
+            self.finish(Finish::Failed(failure.clone()));
+            return None;
+        }
         Some(self.next_attempt())
     }
 
@@ -316,6 +324,9 @@ impl Decider<'_> {
                 self.s.queue =
                     Some(QueueStatus { position: place.position, reason: place.wait.word().to_owned() });
                 self.look_again(place.look_again());
+                if self.o.preflight.is_none() && self.s.attempts.is_empty() {
+                    self.actions.push(Action::Preflight);
+                }
                 Phase::active(
                     reasons::QUEUED,
                     format!("waits for a place: {}; number {} in the queue", place.wait, place.position),

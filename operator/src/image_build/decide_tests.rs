@@ -331,7 +331,7 @@ fn a_full_house_queues_and_quota_too() {
     w.slot = Slot::Unknown;
     assert!(w.look().ask_for_slot);
     w.slot = queued(5);
-    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!(kinds(&w.decide()), ["preflight"]);
     assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown Queued", "InProgress"));
     assert_eq!(w.status.queue, Some(QueueStatus { position: 5, reason: "Total".to_owned() }));
     assert_eq!(
@@ -445,4 +445,27 @@ fn a_refusal_is_looked_at_again_when_the_rules_change() {
         world.decide();
         assert_eq!(world.status.run, Some(1));
     }
+}
+
+#[test]
+fn what_waits_for_a_place_learns_at_once_that_its_pod_would_be_refused() {
+    let mut world = World::new();
+    world.slot = queued(7);
+    assert_eq!(kinds(&world.decide()), ["preflight"]);
+    world.preflight = Some(Ok(()));
+    assert!(world.decide().actions.is_empty(), "it is asked once");
+    assert_eq!(world.ready(), "Unknown Queued");
+    let refusal = Failure::new(FailureClass::Policy, reason::POD_REFUSED, "Pod Security");
+    world.preflight = Some(Err(refusal));
+    assert!(world.decide().actions.is_empty());
+    assert_eq!((world.ready().as_str(), world.kstatus()), ("False PodRefused", "Failed"));
+    assert!(world.status.queue.is_none() && world.status.attempts.is_empty());
+    // What was said of one run says nothing of a later attempt's place.
+    let mut retried = World::new();
+    retried.run_pod();
+    retried.report(failed(FailureClass::Infrastructure, reason::BUILDER_LOST));
+    retried.decide();
+    retried.now += 60;
+    retried.slot = queued(1);
+    assert!(kinds(&retried.decide()).is_empty());
 }

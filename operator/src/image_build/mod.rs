@@ -25,6 +25,7 @@ pub mod pod;
 pub mod pod_events;
 mod pod_git;
 mod pod_source;
+pub mod preflight;
 pub mod reconcile;
 pub mod remote;
 pub mod start;

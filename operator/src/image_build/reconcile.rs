@@ -35,6 +35,7 @@ use super::names;
 use super::observe::PodView;
 use super::pod::Blueprint;
 use super::pod_events;
+use super::preflight;
 use super::start::Patience;
 use super::validate::{Buildable, Desired, validate};
 
@@ -252,6 +253,7 @@ fn ponder(
     let subject = this.subject(stored);
     let journal = subject.as_ref().and_then(|s| ctx.journals.state(&s.uid, &s.attempt));
     let creation = subject.as_ref().and_then(|s| ctx.creation(&s.uid, &s.attempt));
+    let preflight = ctx.preflight(&this.uid, stored.run.unwrap_or_default());
     let mut observed = Observed {
         name: &this.name,
         namespace: &this.namespace,
@@ -266,6 +268,7 @@ fn ponder(
         warnings,
         slot: Slot::Unknown,
         creation: creation.as_ref(),
+        preflight: preflight.as_ref(),
         patience: Patience {
             scheduling: ctx.config.pod_scheduling_deadline.seconds(),
             start: ctx.config.pod_start_grace.seconds(),
@@ -392,6 +395,7 @@ async fn act(
                 }
                 create(ctx, build, this, desired, &decision.status).await?;
             }
+            Action::Preflight => preflight::ask(ctx, build, desired, &decision.status).await?,
             Action::Permit { .. } => {
                 // The tag moves after this.
                 if !mutant!(PermitWithoutLook) {

@@ -134,6 +134,7 @@ pub struct World {
     pub warnings: Vec<Warning>,
     pub slot: Slot,
     pub creation: Option<CreationFault>,
+    pub preflight: Option<Result<(), Failure>>,
 }
 
 impl World {
@@ -150,6 +151,7 @@ impl World {
             warnings: Vec::new(),
             slot: Slot::Granted,
             creation: None,
+            preflight: None,
         }
     }
 
@@ -179,6 +181,7 @@ impl World {
                 warnings: &self.warnings,
                 slot: self.slot.clone(),
                 creation: self.creation.as_ref(),
+                preflight: self.preflight.as_ref(),
                 patience: Patience { scheduling: 3600, start: 300 },
             },
         )
@@ -248,6 +251,7 @@ impl World {
 /// The names of actions, for tables.
 pub fn kinds(decision: &Decision) -> Vec<&'static str> {
     let kind = |a: &Action| match a {
+        Action::Preflight => "preflight",
         Action::CreatePod { .. } => "create",
         Action::Permit { .. } => "permit",
         Action::Stop { .. } => "stop",

@@ -245,6 +245,12 @@ impl Api {
         };
         let name = rest.first().copied().or(call.body["metadata"]["name"].as_str()).unwrap_or_default();
         let key: Key = (kind.0, kind.1.to_owned(), name.to_owned());
+        if call.method == super::gate::DRY_RUN {
+            return match self.objects.get(&key) {
+                Some(_) => refused(409, "AlreadyExists", &format!("{} already exists", key.2)),
+                None => (201, call.body.clone()),
+            };
+        }
         if call.method == "POST" {
             return self.create(key, call.body.clone());
         }

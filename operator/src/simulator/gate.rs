@@ -13,6 +13,9 @@ use crate::clock::{Clock, ClockLayer};
 
 use super::api::{Answer, Call};
 
+/// The method of a request to create something that is only to be tried.
+pub const DRY_RUN: &str = "POST (dry run)";
+
 /// What becomes of a request in the end.
 #[derive(Debug)]
 pub enum Reply {
@@ -59,8 +62,9 @@ impl Gate {
     async fn send(&self, from: usize, request: Request<Body>) -> std::io::Result<Response<Body>> {
         let (parts, body) = request.into_parts();
         let bytes = body.collect_bytes().await.map_err(std::io::Error::other)?;
+        let dry = parts.uri.query().is_some_and(|query| query.contains("dryRun=All"));
         let call = Call {
-            method: parts.method.to_string(),
+            method: if dry { DRY_RUN.to_owned() } else { parts.method.to_string() },
             path: parts.uri.path().to_owned(),
             body: if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? },
         };
