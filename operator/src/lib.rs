@@ -23,6 +23,7 @@ pub mod pods;
 pub mod queue;
 pub mod run_phases;
 pub mod telemetry;
+pub mod traces;
 
 #[cfg(test)]
 mod simulator;

@@ -16,6 +16,7 @@ use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::pods::{Pods, Scope};
 use crate::queue::Queue;
+use crate::traces::Traces;
 
 use super::decide::{CreationFault, Slot};
 use super::events::Publisher;
@@ -33,6 +34,8 @@ pub struct Context {
     pub leadership: Leadership,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Sends traces of runs that ended.
+    pub traces: Traces,
     /// Writes Events.
     pub events: Publisher,
     /// The builder pods.
@@ -94,6 +97,7 @@ impl Context {
             config,
             leadership,
             metrics,
+            traces: Traces::default(),
             events,
             pods: Pods::default(),
             journals,

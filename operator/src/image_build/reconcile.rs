@@ -314,6 +314,7 @@ async fn write_status(
     let version = written.metadata.resource_version.clone().unwrap_or_default();
     ctx.wrote(&this.uid, written);
     ctx.metrics.stored(before, after);
+    ctx.traces.stored(build, before, after);
     let events = ctx.events.publish(&build.object_ref(&()), &transitions(before, after)).await;
     ctx.metrics.wrote_many(Write::Event, events);
     if before.completion_time.is_none() && after.completion_time.is_some() {
