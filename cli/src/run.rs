@@ -13,6 +13,7 @@ use kiln_builder::plan::git_context;
 use kiln_builder::run::{Human, Settings};
 use kiln_builder::sandbox::settings::Settings as StepSettings;
 use kiln_builder::solve::log::{Entry, Log};
+use kiln_contract::policy::Policy;
 use kiln_contract::request::{BuildRequest, Isolation, NamedContext, Output, Registries, Source};
 use kiln_contract::{VERSION, reason};
 use kiln_courier::{Given, Options, serve};
@@ -178,6 +179,7 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         isolation,
         timeout_seconds: args.timeout,
         registries,
+        policy: Policy::default(),
     })
 }
 

@@ -7,7 +7,7 @@ pub mod duration;
 pub mod reference;
 pub mod v1alpha1;
 
-pub use v1alpha1::{ImageBuild, ImageBuildSpec, ImageBuildStatus};
+pub use v1alpha1::{BuildPolicy, BuildPolicySpec, ImageBuild, ImageBuildSpec, ImageBuildStatus};
 
 /// Annotation that asks for a further run of the same input: any value that differs from
 /// `status.lastHandledRebuild`. Removing it does nothing.

@@ -151,7 +151,7 @@ fn no_role_leads_to_secrets() -> Result<()> {
     {
         let rendered = render(&values)?;
         let roles = [rendered.all("Role"), rendered.all("ClusterRole")].concat();
-        ensure!(roles.len() == 4, "leader, operator, view and edit, found {}", roles.len());
+        ensure!(roles.len() == 5, "leader, operator (2), view and edit, found {}", roles.len());
         for role in roles {
             let rules = role["rules"].as_array().context("rules")?;
             ensure!(!rules.is_empty());
@@ -165,15 +165,14 @@ fn no_role_leads_to_secrets() -> Result<()> {
 
 #[test]
 fn the_crd_is_that_of_the_api_and_stays() -> Result<()> {
-    let mut crd = render(&[])?.one("CustomResourceDefinition", "imagebuilds.kiln.build")?.clone();
-    let annotations =
-        crd["metadata"].as_object_mut().and_then(|m| m.remove("annotations")).unwrap_or_default();
-    ensure!(annotations == json!({"helm.sh/resource-policy": "keep"}), "{annotations}");
-    let of_the_api: Value = serde_saphyr::from_str(&read("crds/imagebuilds.kiln.build.yaml")?)?;
-    ensure!(
-        crd == of_the_api,
-        "the chart's CRD differs from crds/imagebuilds.kiln.build.yaml; run `make crds`"
-    );
+    for name in ["imagebuilds.kiln.build", "buildpolicies.kiln.build"] {
+        let mut crd = render(&[])?.one("CustomResourceDefinition", name)?.clone();
+        let annotations =
+            crd["metadata"].as_object_mut().and_then(|m| m.remove("annotations")).unwrap_or_default();
+        ensure!(annotations == json!({"helm.sh/resource-policy": "keep"}), "{annotations}");
+        let of_the_api: Value = serde_saphyr::from_str(&read(&format!("crds/{name}.yaml"))?)?;
+        ensure!(crd == of_the_api, "the chart's CRD differs from crds/{name}.yaml; run `make crds`");
+    }
     ensure!(render(&["crds.install=false"])?.all("CustomResourceDefinition").is_empty());
     Ok(())
 }
@@ -258,6 +257,7 @@ fn the_operator_reads_its_settings() -> Result<()> {
     ensure!(render(&["source.image.repository="])?.config()?.source_image.is_none());
     ensure!(config.isolation.as_str() == "UserNamespace" && config.allowed_isolations.len() == 2);
     ensure!(config.proc_mount_unmasked && config.watch_namespaces.is_empty());
+    ensure!(config.max_concurrent_builds_per_namespace == 0);
     ensure!(config.max_concurrent_builds == 20 && config.defaults.timeout.seconds() == 3600);
     ensure!(config.pod_start_grace.seconds() == 600 && config.defaults.work_size_limit == "50Gi");
     // The pod is told where they are, and starts anew when they change.
@@ -298,6 +298,7 @@ fn every_setting_reaches_the_operator() -> Result<()> {
             "workSizeLimit": "1.5Ti",
         },
         "maxConcurrentBuilds": 1_000_000,
+        "maxConcurrentBuildsPerNamespace": 3_000_000,
         "watchNamespaces": ["1", "team-a"],
         "podStartGrace": "90s",
     }))?
@@ -318,6 +319,7 @@ fn every_setting_reaches_the_operator() -> Result<()> {
     ensure!(quantities == wanted, "{quantities}");
     ensure!(config.defaults.work_size_limit == "1.5Ti" && config.max_concurrent_builds == 1_000_000);
     ensure!(config.watch_namespaces == ["1", "team-a"], "{:?}", config.watch_namespaces);
+    ensure!(config.max_concurrent_builds_per_namespace == 3_000_000, "{config:?}");
     ensure!(render(&["maxConcurrentBuilds=0"])?.config()?.max_concurrent_builds == 0);
     let cluster: Value = serde_saphyr::from_str(&read("e2e/values.yaml")?)?;
     ensure!(render_file(&cluster)?.config()?.registries.insecure.len() == 2);
@@ -369,7 +371,17 @@ fn watch_namespaces_narrow_the_operators_rights() -> Result<()> {
     ensure!(everywhere.all("RoleBinding").len() == 1, "that of the lease");
 
     let narrow = render(&["watchNamespaces={team-a,team-b}"])?;
-    ensure!(narrow.all("ClusterRoleBinding").is_empty());
+    // What is in no namespace, and nothing else; of namespaces only these.
+    let wide: Vec<_> =
+        narrow.all("ClusterRoleBinding").iter().map(|b| b["roleRef"]["name"].clone()).collect();
+    ensure!(wide == ["kiln-operator-cluster"], "{wide:?}");
+    let rules = &narrow.one("ClusterRole", "-operator-cluster")?["rules"];
+    let kinds: Vec<_> = rules.as_array().into_iter().flatten().map(|r| r["resources"].clone()).collect();
+    let wanted = [json!(["priorityclasses"]), json!(["buildpolicies"]), json!(["namespaces"])];
+    ensure!(kinds == wanted, "{kinds:?}");
+    ensure!(rules[2]["resourceNames"] == json!(["team-a", "team-b"]), "{rules}");
+    let all = &everywhere.one("ClusterRole", "-operator-cluster")?["rules"][2]["resourceNames"];
+    ensure!(all.is_null(), "{all}");
     let bindings: Vec<String> = narrow
         .all("RoleBinding")
         .iter()
@@ -412,6 +424,7 @@ fn unknown_values_are_refused_by_name() -> Result<()> {
         ("watchNamespaces=team-a", "watchNamespaces"),
         ("defaults.timeout=soon", "timeout"),
         ("maxConcurrentBuilds=-1", "maxConcurrentBuilds"),
+        ("maxConcurrentBuildsPerNamespace=some", "maxConcurrentBuildsPerNamespace"),
     ] {
         let Err(error) = render(&[value]) else { bail!("{value} was taken") };
         let error = error.to_string();

@@ -50,6 +50,9 @@ pub struct Config {
     /// Builds that run at the same time, in all; 0 for no limit.
     #[serde(default)]
     pub max_concurrent_builds: usize,
+    /// Builds of one namespace that run at the same time; 0 for no limit.
+    #[serde(default)]
+    pub max_concurrent_builds_per_namespace: usize,
     /// Namespaces to build in; all when empty.
     #[serde(default)]
     pub watch_namespaces: Vec<String>,
@@ -285,15 +288,16 @@ mod tests {
              seccompProfile: kiln/build.json\nprocMountUnmasked: false\n\
              registries:\n  mirrors:\n  - registry: docker.io\n    mirrors: [a.b:5000/hub]\n  insecure: []\n\
              defaults:\n  timeout: 30m\n  resources:\n    requests: {cpu: 1, memory: 512Mi}\n    limits: {memory: 4Gi}\n\
-             maxConcurrentBuilds: 20\nwatchNamespaces: []\npodSchedulingDeadline: \"30m\"\npodStartGrace: \"10m\"\n",
+             maxConcurrentBuilds: 20\nmaxConcurrentBuildsPerNamespace: 5\nwatchNamespaces: []\npodSchedulingDeadline: \"30m\"\npodStartGrace: \"10m\"\n",
         )
         .expect("it is good");
         assert_eq!(full.registries.mirrors[0].mirrors, ["a.b:5000/hub"]);
         assert_eq!(full.defaults.resources.requests["cpu"], IntOrString::Int(1));
         assert_eq!(full.defaults.timeout.seconds(), 1800);
+        assert_eq!((full.max_concurrent_builds, full.max_concurrent_builds_per_namespace), (20, 5));
         let least = Config::parse("builderImage: a").expect("it is good");
         assert_eq!((least.isolation, least.pod_start_grace.seconds()), (Isolation::UserNamespace, 300));
-        assert_eq!(least.max_concurrent_builds, 0);
+        assert_eq!((least.max_concurrent_builds, least.max_concurrent_builds_per_namespace), (0, 0));
     }
 
     #[test]

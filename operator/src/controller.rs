@@ -1,4 +1,5 @@
-//! Wires watches to reconciles: ImageBuilds, their pods, the ConfigMaps and Flux objects that they build from, their journals.
+//! Wires watches to reconciles: ImageBuilds, their pods, the ConfigMaps and Flux objects that they build from, their journals,
+//! the policies that hold for them.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use crate::image_build::observe::PodView;
 use crate::image_build::reconcile::{Object, on_error, reconcile};
 use crate::journals::Wake;
 use crate::pods::Scope;
+use crate::policy;
 
 /// Reconciles that run at the same time. Each is a few API calls; the rest of its time it waits.
 const CONCURRENCY: u16 = 32;
@@ -49,6 +51,17 @@ pub async fn run(
         [] => vec![None],
         some => some.iter().cloned().map(Some).collect(),
     };
+    // Without them nobody knows what is allowed: they come before all builds.
+    let (listed, mut policies) = watch::channel(0usize);
+    let lists = policy::watch::lists(&scopes);
+    let watching = tokio::spawn(policy::watch::run(ctx.clone(), scopes.clone(), listed));
+    match shutdown.run_until_cancelled(policies.wait_for(|done| *done == lists)).await {
+        Some(Ok(_)) => {}
+        _ => {
+            watching.abort();
+            return;
+        }
+    }
     // Wakes reach the controller of their namespace; with one for all, that one.
     let mut inboxes = Vec::new();
     let mut controllers = Vec::new();
@@ -69,6 +82,8 @@ pub async fn run(
         ));
     }
     let deliver = tokio::spawn(deliver(wakes, inboxes));
+    let worth = ctx.clone();
+    let priorities = tokio::spawn(async move { worth.priorities.watch(worth.client.clone()).await });
     let count = scopes.len();
     let (readiness, beat_ctx) = (signs.readiness.clone(), ctx.clone());
     let ready = tokio::spawn(async move {
@@ -90,7 +105,9 @@ pub async fn run(
     });
     future::join_all(controllers).await;
     deliver.abort();
+    priorities.abort();
     ready.abort();
+    watching.abort();
 }
 
 /// Hands each wake to the controller of its namespace.

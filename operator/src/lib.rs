@@ -5,7 +5,8 @@
 //! | [`image_build`] | the reconcile: dereference, validate, decide, status, apply |
 //! | [`controller`] | wires watches to reconciles |
 //! | [`pods`], [`journals`] | what is known of what runs |
-//! | [`queue`] | who may run; pure |
+//! | [`queue`], [`priorities`] | who may run; the queue is pure |
+//! | [`policy`] | what BuildPolicies allow and give |
 //! | [`lease`], [`clock`] | who leads, and what time it is |
 //! | [`config`], [`args`] | settings |
 //! | [`admin`], [`metrics`], [`run_phases`], [`telemetry`] | what others see of it |
@@ -20,6 +21,8 @@ pub mod journals;
 pub mod lease;
 pub mod metrics;
 pub mod pods;
+pub mod policy;
+pub mod priorities;
 pub mod queue;
 pub mod run_phases;
 pub mod telemetry;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::image::{Artifact, Descriptor, ResolvedImage};
 use crate::journal::Event;
+use crate::policy::Network;
 use crate::source::Git;
 
 /// Bytes of a frame at most: an image config (4 MiB at most) in JSON quotes.
@@ -67,10 +68,13 @@ pub enum Call {
     },
     /// Check a git repository out and write its files as a tar into the descriptor that comes along: a regular file,
     /// written from its start. No credentials go with it. In a pod the courier hands the call on to the container `git`,
-    /// as it came, over a socket of their own. Answered with [`Reply::CheckedOut`].
+    /// over a socket of their own. Answered with [`Reply::CheckedOut`].
     FetchGit {
         /// What of which repository.
         source: Git,
+        /// How its server is reached: the courier's word, which hands the call on; the builder's counts for nothing.
+        #[serde(default, skip_serializing_if = "Network::is_empty")]
+        network: Network,
     },
     /// The output needs this blob. The descriptor that comes along is a readable, seekable file with its bytes; the
     /// courier reads it with `pread`, as often as it has to. Answered with [`Reply::Stored`].

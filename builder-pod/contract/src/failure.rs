@@ -160,6 +160,8 @@ pub mod reason {
     pub const PUSH_FAILED: &str = "PushFailed";
     /// The registry acknowledged the push and then shows something else.
     pub const PUSH_VERIFICATION_FAILED: &str = "PushVerificationFailed";
+    /// A BuildPolicy of the namespace, or a setting of the operator, forbids it.
+    pub const POLICY_REFUSED: &str = "PolicyRefused";
     /// The node does not allow the isolation that was asked for.
     pub const ISOLATION_UNAVAILABLE: &str = "IsolationUnavailable";
     /// The timeout passed.

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | [`request`] | operator or CLI | courier, builder | immutable ConfigMap mounted at [`paths::REQUEST`] |
 //! | [`source`] | operator | `source` | part of the request |
+//! | [`policy`] | operator | courier, `source` | part of the request |
 //! | [`call`] | builder, `source` | courier | Unix socket at [`paths::SOCKET`] |
 //! | [`journal`] | courier | operator | the courier's stdout, one JSON event per line |
 //! | [`control`] | operator | courier | pod annotations seen through a downwardAPI volume |
@@ -15,6 +16,7 @@ pub mod failure;
 pub mod image;
 pub mod journal;
 pub mod paths;
+pub mod policy;
 pub mod report;
 pub mod request;
 pub mod source;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Policy;
 use crate::source::{Git, Http, Oci};
 
 /// One attempt at one build. A field that its reader does not know is refused and never passed over: it would be another build.
@@ -50,6 +51,9 @@ pub struct BuildRequest {
     /// Mirrors and plain-HTTP registries.
     #[serde(default)]
     pub registries: Registries,
+    /// What the platform's policies say of it.
+    #[serde(default, skip_serializing_if = "Policy::is_empty")]
+    pub policy: Policy,
 }
 
 /// Where the build context comes from.

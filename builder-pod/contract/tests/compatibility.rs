@@ -201,6 +201,7 @@ fn request() -> BuildRequest {
             }],
             insecure: Vec::new(),
         },
+        policy: kiln_contract::policy::Policy::default(),
     }
 }
 

@@ -15,7 +15,7 @@ use kiln_contract::journal::{Event, HEARTBEAT_SECONDS};
 use kiln_contract::report::Outcome;
 use kiln_contract::request::BuildRequest;
 use kiln_git::added;
-use kiln_registry::{Client, Credentials, Mirror, Registries, RetryPolicy};
+use kiln_registry::{Client, Credentials, Mirror, Proxy, Registries, RetryPolicy};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +79,7 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         .and_then(|path| std::fs::read(path).ok())
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let registries = &options.request.registries;
+    let network = options.request.policy.network.clone();
     let client = Client::new(kiln_registry::Options {
         registries: Registries {
             mirrors: registries
@@ -91,6 +92,8 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         credentials: options.credentials,
         retry: RetryPolicy::default(),
         ca_bundle: options.ca_bundle,
+        authorities: network.ca_bundle,
+        proxy: network.proxy.map(|p| Proxy { http: p.http, https: p.https, no_proxy: p.no_proxy }),
     })
     .map_err(|e| of_registry(&e, Purpose::Push))?;
     let target = Target::new(&options.request.output)?;
@@ -316,10 +319,10 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             }
             Ok(Reply::Fetched { size: done.size, digest: done.digest, modified: done.modified })
         }
-        Call::FetchGit { source } => {
+        Call::FetchGit { source, .. } => {
             let out = needed(fd)?.into();
-            let place = session.given.git.clone();
-            let task = tokio::task::spawn_blocking(move || added::fetch(&place, &source, out));
+            let (place, network) = (session.given.git.clone(), session.request.policy.network.clone());
+            let task = tokio::task::spawn_blocking(move || added::fetch(&place, &source, &network, out));
             Ok(Reply::CheckedOut { commit: task.await.map_err(|e| internal(e.to_string()))?? })
         }
         Call::PutBlob { blob } => {

@@ -8,6 +8,7 @@ use kiln_contract::Descriptor;
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::image::{Artifact, ArtifactLayer, ResolvedImage};
 use kiln_contract::journal::{BuildState, Event};
+use kiln_contract::policy;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
 use kiln_registry::{Blob, Client, Image, ImageName, Platform};
@@ -133,10 +134,17 @@ impl Session {
     /// Pins a reference.
     ///
     /// # Errors
-    /// As the registry answered.
+    /// A policy forbids it, or as the registry answered.
     pub async fn resolve(&self, reference: &str, platform: &str) -> Result<ResolvedImage, Failure> {
         let pull = |e: kiln_registry::Error| of_registry(&e, Purpose::Pull);
         let name = ImageName::parse(reference).map_err(pull)?;
+        // The builder reads what strangers wrote; what a policy forbids is refused here, where the registries are.
+        let lists = &self.request.policy.base_images;
+        let what = format!("the base image {reference}");
+        let remedy = "use a base image of such a repository";
+        if let Some(failure) = policy::refusal(lists, &what, &name.repository_name(), remedy) {
+            return Err(failure);
+        }
         let image =
             self.client.resolve(&name, &Platform::parse(platform).map_err(pull)?).await.map_err(pull)?;
         let config = String::from_utf8(image.config.clone()).map_err(|_| {
@@ -269,5 +277,73 @@ impl Session {
         let mut failure = Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, text);
         failure.step = running.first().copied();
         self.fail(failure).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kiln_contract::policy::{AllowList, Policy};
+    use kiln_contract::request::{Isolation, Output, Registries, Source};
+    use kiln_registry::{Options, RetryPolicy};
+
+    use super::*;
+
+    fn session(base_images: Vec<AllowList>) -> Session {
+        let output = Output::OciLayout { path: "unused".into(), references: vec![] };
+        let retry = RetryPolicy { budget: std::time::Duration::ZERO, ..RetryPolicy::default() };
+        let client = Client::new(Options { retry, ..Options::default() }).expect("a client");
+        let target = Target::new(&output).expect("a target");
+        let request = BuildRequest {
+            version: kiln_contract::VERSION,
+            attempt: "a".into(),
+            source: Source::Files(vec![]),
+            context_dir: ".".into(),
+            dockerfile: "Dockerfile".into(),
+            dockerfile_text: None,
+            target: None,
+            args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            entitlements: vec![],
+            contexts: BTreeMap::new(),
+            platform: "linux/amd64".into(),
+            output,
+            isolation: Isolation::UserNamespace,
+            timeout_seconds: 0,
+            registries: Registries::default(),
+            policy: Policy { base_images, ..Policy::default() },
+        };
+        let journal = Journal::new(Box::new(|_| Ok(())), BuildState::default());
+        let control = Control::new(None, "a");
+        Session::new(request, client, target, control, journal, Files::default(), Given::default())
+    }
+
+    #[tokio::test]
+    async fn a_base_image_that_a_policy_forbids_is_not_asked_for() {
+        let list = |by: &str, pattern: &str| AllowList { by: by.into(), repositories: vec![pattern.into()] };
+        // Nobody listens on port 1: what is allowed is asked for, and not there.
+        let session = session(vec![
+            list("BuildPolicy all: f", "127.0.0.1:1"),
+            list("BuildPolicy a: f", "127.0.0.1:1/a/*"),
+        ]);
+        let resolve =
+            async |reference: &str| session.resolve(reference, "linux/amd64").await.expect_err("not there");
+        for (reference, by) in [
+            ("alpine", "BuildPolicy all: f allows 127.0.0.1:1, found docker.io/library/alpine"),
+            ("index.docker.io/library/alpine", "found docker.io/library/alpine"),
+            ("127.0.0.1:1/b/c:1", "BuildPolicy a: f allows 127.0.0.1:1/a/*, found 127.0.0.1:1/b/c"),
+            ("127.0.0.1:1/a", "found 127.0.0.1:1/a"),
+            ("127.0.0.1:1/ab/c", "found 127.0.0.1:1/ab/c"),
+        ] {
+            let failure = resolve(reference).await;
+            assert_eq!(
+                (failure.class, failure.reason.as_str()),
+                (FailureClass::Policy, reason::POLICY_REFUSED)
+            );
+            assert!(failure.message.contains(by), "{failure}");
+        }
+        let allowed = resolve("127.0.0.1:1/a/b:1").await;
+        assert_eq!(allowed.reason, reason::REGISTRY_UNAVAILABLE, "{allowed}");
     }
 }

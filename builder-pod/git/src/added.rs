@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kiln_contract::call::{Call, Reply};
 use kiln_contract::failure::{Failure, FailureClass, reason};
+use kiln_contract::policy::Network;
 use kiln_contract::source::{Git, Transport};
 
 use crate::environment::{Access, Ssh};
@@ -35,17 +36,17 @@ pub enum Place {
 /// # Errors
 /// The repository, the reference or the directory is not there, is not to be had, or is another commit than the checksum
 /// says; there is no git here.
-pub fn fetch(place: &Place, source: &Git, out: File) -> Result<String, Failure> {
+pub fn fetch(place: &Place, source: &Git, network: &Network, out: File) -> Result<String, Failure> {
     match place {
         Place::Here => {
-            let access = Access { ssh: Ssh::Machine, machine: true, ..Access::default() };
+            let access = Access { ssh: Ssh::Machine, machine: true, ..Access::reaching(network) };
             pack::fetch_packed(source, &access, &std::env::temp_dir(), out).map_err(|f| failure(&f, source))
         }
-        Place::Container(socket) => ask(socket, source, &out),
+        Place::Container(socket) => ask(socket, source, network, &out),
     }
 }
 
-fn ask(socket: &Path, source: &Git, out: &File) -> Result<String, Failure> {
+fn ask(socket: &Path, source: &Git, network: &Network, out: &File) -> Result<String, Failure> {
     if !socket.parent().is_some_and(Path::is_dir) {
         let text = "this pod can't check out git repositories: its Dockerfile names none in an ADD that the operator could \
             see before the build (one in a trigger of a base image is not seen), or the operator has no sourceImage; name \
@@ -59,7 +60,7 @@ fn ask(socket: &Path, source: &Git, out: &File) -> Result<String, Failure> {
         ))
     };
     let mut stream = frame::connect(socket, SOCKET_WAIT).map_err(lost)?;
-    let call = Call::FetchGit { source: source.clone() };
+    let call = Call::FetchGit { source: source.clone(), network: network.clone() };
     frame::send(&mut stream, &call, Some(out.as_fd())).map_err(lost)?;
     match frame::receive(&mut stream).map_err(lost)? {
         Some((Reply::CheckedOut { commit }, _)) => Ok(commit),
@@ -95,8 +96,8 @@ fn answer(mut stream: UnixStream, work: &Path) -> std::io::Result<()> {
     stream.set_write_timeout(Some(FRAME_WAIT))?;
     let reply = match frame::receive(&mut stream)? {
         None => return Ok(()),
-        Some((Call::FetchGit { source }, Some(out))) => {
-            let access = Access { log: true, ..Access::default() };
+        Some((Call::FetchGit { source, network }, Some(out))) => {
+            let access = Access { log: true, ..Access::reaching(&network) };
             match contained(&source).and_then(|()| {
                 pack::fetch_packed(&source, &access, work, out.into()).map_err(|f| failure(&f, &source))
             }) {
@@ -167,7 +168,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         for url in [place.path().display().to_string(), "ext::sh -c true".to_owned()] {
             let out = tempfile::tempfile().expect("a file");
-            let failure = fetch(&Place::Here, &source(&url), out).expect_err("refused");
+            let failure = fetch(&Place::Here, &source(&url), &Network::default(), out).expect_err("refused");
             assert!(
                 failure.reason == reason::DOWNLOAD_FAILED && failure.message.contains("expected a URL"),
                 "{failure}"
@@ -183,7 +184,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let out = tempfile::tempfile().expect("a file");
         let none = Place::Container(place.path().join("none/git.sock"));
-        let failure = fetch(&none, &source("https://h/a"), out).expect_err("refused");
+        let failure = fetch(&none, &source("https://h/a"), &Network::default(), out).expect_err("refused");
         assert!(
             failure.reason == reason::NOT_SUPPORTED && failure.message.contains("source.image"),
             "{failure}"

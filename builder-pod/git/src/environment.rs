@@ -4,6 +4,7 @@
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use kiln_contract::policy::{Network, Proxy};
 use kiln_contract::source::{Git, Transport, origin};
 
 use crate::error::Fault;
@@ -15,12 +16,35 @@ pub struct Access {
     pub authorization: Option<String>,
     /// Certificates, PEM, that are trusted beside the usual ones.
     pub authorities: Option<Vec<u8>>,
+    /// The proxy for http and https; ssh goes past it.
+    pub proxy: Option<Proxy>,
     /// How it speaks ssh.
     pub ssh: Ssh,
     /// Whether `PATH` and `SSL_CERT_FILE` are those of our own environment: on a person's machine.
     pub machine: bool,
     /// Whether progress and git's complaints go to our own output, as a container's log.
     pub log: bool,
+}
+
+impl Access {
+    /// Nothing but a way to servers.
+    pub fn reaching(network: &Network) -> Self {
+        let mut access = Self::default();
+        access.add(network);
+        access
+    }
+
+    /// The platform's way to servers, and what it trusts beside what is trusted already.
+    pub fn add(&mut self, network: &Network) {
+        self.proxy.clone_from(&network.proxy);
+        if let Some(pem) = &network.ca_bundle {
+            let all = self.authorities.get_or_insert_default();
+            if !all.is_empty() && !all.ends_with(b"\n") {
+                all.push(b'\n');
+            }
+            all.extend_from_slice(pem.as_bytes());
+        }
+    }
 }
 
 impl std::fmt::Debug for Access {
@@ -106,6 +130,7 @@ pub(crate) struct Environment {
     protocols: &'static str,
     home: PathBuf,
     ssh: Option<String>,
+    proxy: Vec<(&'static str, String)>,
     machine: bool,
 }
 
@@ -157,7 +182,8 @@ impl Environment {
                 Some(ssh_command(&key, &hosts))
             }
         };
-        Ok(Self { settings, protocols, home, ssh, machine: access.machine })
+        let proxy = access.proxy.as_ref().map(Proxy::variables).unwrap_or_default();
+        Ok(Self { settings, protocols, home, ssh, proxy, machine: access.machine })
     }
 
     /// The environment, whole.
@@ -185,6 +211,7 @@ impl Environment {
         let mut all: Vec<(String, String)> =
             fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         all.extend(own("SSL_CERT_FILE").map(|file| ("SSL_CERT_FILE".to_owned(), file)));
+        all.extend(self.proxy.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         // These win over every file, and git hands them on to what it starts.
         all.push(("GIT_CONFIG_COUNT".to_owned(), self.settings.len().to_string()));
         for (number, (key, value)) in self.settings.iter().enumerate() {
@@ -255,6 +282,23 @@ mod tests {
         assert!(variables("http://h/a", &access).is_err() && variables("git://h/a", &access).is_err());
         let ssh = variables("https://h/a", &access).expect("fine");
         assert_eq!(value(&ssh, "GIT_SSH_COMMAND"), "/bin/false", "without a key there is no ssh");
+    }
+
+    #[test]
+    fn servers_are_reached_as_the_platform_says() {
+        let proxy = Proxy {
+            https: Some("http://p:3128".into()),
+            no_proxy: vec![".svc".into(), "10.0.0.0/8".into()],
+            ..Proxy::default()
+        };
+        let network = Network { proxy: Some(proxy), ca_bundle: Some("PEM".into()) };
+        let all = variables("https://h/a", &Access::reaching(&network)).expect("fine");
+        assert_eq!(value(&all, "https_proxy"), "http://p:3128");
+        assert_eq!(value(&all, "no_proxy"), ".svc,10.0.0.0/8");
+        assert!(all.iter().all(|(key, _)| key != "http_proxy"));
+        assert!(all.iter().any(|(_, value)| value == "http.sslCAInfo"));
+        let none = variables("https://h/a", &Access::default()).expect("fine");
+        assert!(none.iter().all(|(key, value)| !key.ends_with("_proxy") && value != "http.sslCAInfo"));
     }
 
     #[test]

@@ -28,6 +28,17 @@ pub struct Mirror {
     pub mirrors: Vec<String>,
 }
 
+/// A proxy for all that the client asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// URL of the proxy for plain HTTP.
+    pub http: Option<String>,
+    /// URL of the proxy for HTTPS.
+    pub https: Option<String>,
+    /// Hosts, domains, addresses and ranges that are reached without it.
+    pub no_proxy: Vec<String>,
+}
+
 /// What a client is made from.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -39,6 +50,10 @@ pub struct Options {
     pub retry: RetryPolicy,
     /// PEM certificates that are trusted beside the bundled roots.
     pub ca_bundle: Option<PathBuf>,
+    /// Further ones, as text.
+    pub authorities: Option<String>,
+    /// What it goes through, instead of what the environment says.
+    pub proxy: Option<Proxy>,
 }
 
 impl Default for Options {
@@ -48,6 +63,8 @@ impl Default for Options {
             credentials: Credentials::none(),
             retry: RetryPolicy::default(),
             ca_bundle: None,
+            authorities: None,
+            proxy: None,
         }
     }
 }
@@ -71,7 +88,7 @@ impl Client {
     /// A client with these settings.
     ///
     /// # Errors
-    /// [`Error::Setup`] when the CA bundle can't be used, [`Error::Name`] for a mirror that is not
+    /// [`Error::Setup`] when the CA bundle or the proxy can't be used, [`Error::Name`] for a mirror that is not
     /// `host[:port][/prefix]`.
     pub fn new(options: Options) -> Result<Self, Error> {
         for mirror in options.registries.mirrors.iter().flat_map(|m| &m.mirrors) {
@@ -79,7 +96,7 @@ impl Client {
         }
         Ok(Self {
             inner: Arc::new(Inner {
-                http: crate::net::client(&options.retry, options.ca_bundle.as_deref())?,
+                http: crate::net::client(&options)?,
                 registries: options.registries,
                 credentials: options.credentials,
                 retry: options.retry,

@@ -23,7 +23,7 @@ mod retry;
 mod transport;
 
 pub use artifact::{Artifact, ArtifactLayer};
-pub use client::{Client, Mirror, Options, Registries};
+pub use client::{Client, Mirror, Options, Proxy, Registries};
 pub use credentials::Credentials;
 pub use download::{Authorization, Download};
 pub use error::Error;

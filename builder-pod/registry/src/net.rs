@@ -12,22 +12,28 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::OnceCell;
 
+use crate::client::{Options, Proxy};
 use crate::error::Error;
 use crate::guard;
-use crate::retry::RetryPolicy;
 
 /// Bytes of a CA bundle: the public ones have 250 KiB.
 const MAX_BUNDLE: u64 = 4 << 20;
 
-/// A client that trusts the bundled roots and those of `bundle`.
-pub(crate) fn client(policy: &RetryPolicy, bundle: Option<&Path>) -> Result<reqwest::Client, Error> {
+/// A client that trusts the bundled roots and those of the options, and goes through their proxy.
+pub(crate) fn client(options: &Options) -> Result<reqwest::Client, Error> {
     let setup = |what: &str, detail: String| Error::Setup { what: what.to_owned(), detail };
     let mut roots = rustls::RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    if let Some(file) = bundle {
+    if let Some(file) = &options.ca_bundle {
         let what = format!("the CA bundle {}", file.display());
         for certificate in read_bundle(file).map_err(|e| setup(&what, e))? {
             roots.add(certificate).map_err(|e| setup(&what, e.to_string()))?;
+        }
+    }
+    if let Some(pem) = &options.authorities {
+        let what = "the platform's CA bundle";
+        for certificate in certificates(pem.as_bytes()).map_err(|e| setup(what, e))? {
+            roots.add(certificate).map_err(|e| setup(what, e.to_string()))?;
         }
     }
     // The provider is named here, so that it does not matter whether `main` installed one.
@@ -36,11 +42,18 @@ pub(crate) fn client(policy: &RetryPolicy, bundle: Option<&Path>) -> Result<reqw
         .map_err(|e| setup("TLS", e.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder();
+    if let Some(proxy) = &options.proxy {
+        builder = builder.no_proxy();
+        for proxy in proxies(proxy).map_err(|e| setup("the proxy", crate::transport::causes(&e)))? {
+            builder = builder.proxy(proxy);
+        }
+    }
+    builder
         .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none())
         .dns_resolver(Arc::new(Dns::default()))
-        .connect_timeout(policy.connect)
+        .connect_timeout(options.retry.connect)
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|e| setup("the HTTP client", crate::transport::causes(&e)))
@@ -51,13 +64,29 @@ fn read_bundle(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     if size > MAX_BUNDLE {
         return Err(format!("it has {size} bytes, more than the {MAX_BUNDLE} allowed"));
     }
-    let bytes = std::fs::read(file).map_err(|e| e.to_string())?;
+    certificates(&std::fs::read(file).map_err(|e| e.to_string())?)
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates: Vec<_> =
-        CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
     if certificates.is_empty() {
         return Err("it has no PEM certificate".to_owned());
     }
     Ok(certificates)
+}
+
+/// What goes through it, by scheme.
+fn proxies(proxy: &Proxy) -> reqwest::Result<Vec<reqwest::Proxy>> {
+    let past = reqwest::NoProxy::from_string(&proxy.no_proxy.join(","));
+    let mut all = Vec::new();
+    if let Some(url) = &proxy.http {
+        all.push(reqwest::Proxy::http(url)?.no_proxy(past.clone()));
+    }
+    if let Some(url) = &proxy.https {
+        all.push(reqwest::Proxy::https(url)?.no_proxy(past));
+    }
+    Ok(all)
 }
 
 /// Resolves names by /etc/hosts and the servers of /etc/resolv.conf, and drops forbidden addresses from the answers.

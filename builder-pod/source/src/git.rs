@@ -13,7 +13,8 @@ use crate::secrets::Secrets;
 /// It can't be had, or breaks a rule.
 pub fn fetch(source: &Git, secrets: &Secrets, places: &Places) -> Result<Fetched, Fault> {
     let transport = source.check().map_err(|text| Fault::invalid(format!("spec.source.git: {text}")))?;
-    let access = access(transport, secrets)?;
+    let mut access = access(transport, secrets)?;
+    access.add(&places.network);
     let revision = kiln_git::fetch(source, &access, &places.tree, &places.work)
         .map_err(|fault| Fault::of_git(fault, access.authorization.is_some()))?;
     Ok(Fetched { revision, digest: None })
@@ -33,7 +34,7 @@ fn access(transport: Transport, secrets: &Secrets) -> Result<Access, Fault> {
         Ssh::No
     };
     let authorities = secrets.authorities().map(<[u8]>::to_vec);
-    Ok(Access { authorization, authorities, ssh, machine: false, log: true })
+    Ok(Access { authorization, authorities, ssh, log: true, ..Access::default() })
 }
 
 #[cfg(test)]

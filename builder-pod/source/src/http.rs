@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kiln_contract::source::{Fetched, Http};
-use kiln_registry::{Client, Download, Error, Options, RetryPolicy};
+use kiln_registry::{Client, Download, Error, Options, Proxy, RetryPolicy};
 
 use crate::error::{Fault, Kind};
 use crate::limits::{Budget, MAX_DOWNLOAD};
@@ -52,7 +52,10 @@ fn download(source: &Http, secrets: &Secrets, places: &Places, path: &Path) -> R
     }
     // A download bears with its server for an eighth of the budget: a minute.
     let retry = RetryPolicy { budget: std::time::Duration::from_secs(480), ..RetryPolicy::default() };
-    let options = Options { ca_bundle: bundle, retry, ..Options::default() };
+    let network = &places.network;
+    let proxy = network.proxy.clone().map(|p| Proxy { http: p.http, https: p.https, no_proxy: p.no_proxy });
+    let authorities = network.ca_bundle.clone();
+    let options = Options { ca_bundle: bundle, authorities, proxy, retry, ..Options::default() };
     let client = Client::new(options).map_err(|e| fault(&e))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Fault::internal(format!("starting the HTTP client: {e}")))?;

@@ -22,6 +22,7 @@ pub mod secrets;
 
 use std::path::{Path, PathBuf};
 
+use kiln_contract::policy::Network;
 use kiln_contract::request::Source;
 use kiln_contract::source::Fetched;
 
@@ -30,13 +31,15 @@ pub use error::Fault;
 pub use kiln_git::{finish, limits};
 pub use secrets::Secrets;
 
-/// Where a fetch works.
+/// Where a fetch works, and how it reaches servers.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// The files go there; it is made.
     pub tree: PathBuf,
     /// For what is needed only while fetching.
     pub work: PathBuf,
+    /// The platform's proxy and authorities.
+    pub network: Network,
 }
 
 /// Fetches a source. `courier` is asked for what is in a registry.

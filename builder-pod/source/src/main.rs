@@ -89,7 +89,8 @@ fn run(args: &Args) -> Result<()> {
         Err(text) => return told(internal(text)),
     };
     guard(&courier, request.timeout_seconds);
-    let places = Places { tree: args.tree.clone(), work: args.work.join("work") };
+    let network = request.policy.network.clone();
+    let places = Places { tree: args.tree.clone(), work: args.work.join("work"), network };
     let fetched = Secrets::read(&args.auth)
         .and_then(|secrets| fetch(&request.source, &request.platform, &secrets, &places, &courier));
     match fetched {

@@ -76,6 +76,7 @@ defaults:
   {{- toYaml (set (deepCopy .Values.defaults) "resources" $resources) | nindent 2 }}
 {{- /* Without int64 a million reads 1e+06. */}}
 maxConcurrentBuilds: {{ int64 .Values.maxConcurrentBuilds }}
+maxConcurrentBuildsPerNamespace: {{ int64 .Values.maxConcurrentBuildsPerNamespace }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 podSchedulingDeadline: {{ .Values.podSchedulingDeadline | quote }}
 podStartGrace: {{ .Values.podStartGrace | quote }}

@@ -1,9 +1,10 @@
-//! `crdgen [--check] [--helm] PATH...`: writes the CustomResourceDefinition to each path, or compares what is there.
+//! `crdgen [--check] [--helm] PATH...`: writes CustomResourceDefinitions to paths that are named after them, or compares what is
+//! there.
 
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: crdgen [--check] [--helm] PATH...\n\
-  writes the CustomResourceDefinition to each PATH; paths after --helm get it as a template of the Helm chart\n\
+  writes the CustomResourceDefinition NAME to each PATH .../NAME.yaml; paths after --helm get all of them as a template of the Helm chart\n\
   --check  write nothing; exit 1 when a file differs";
 
 fn main() -> ExitCode {
@@ -31,8 +32,7 @@ fn run(args: impl Iterator<Item = String>) -> Result<ExitCode, String> {
     }
     let mut stale = false;
     for (path, helm) in targets {
-        let text = if helm { kiln_api::crd::to_helm_template() } else { kiln_api::crd::to_yaml() }
-            .map_err(|e| e.to_string())?;
+        let text = text_of(&path, helm)?;
         if !check {
             std::fs::write(&path, text).map_err(|e| format!("can't write {path}: {e}"))?;
         } else if std::fs::read_to_string(&path).unwrap_or_default() != text {
@@ -43,4 +43,15 @@ fn run(args: impl Iterator<Item = String>) -> Result<ExitCode, String> {
         }
     }
     Ok(if stale { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn text_of(path: &str, helm: bool) -> Result<String, String> {
+    if helm {
+        return kiln_api::crd::to_helm_template().map_err(|e| e.to_string());
+    }
+    let name = std::path::Path::new(path).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let known = || kiln_api::crd::all().map(|crd| crd.metadata.name.unwrap_or_default()).join(", ");
+    kiln_api::crd::to_yaml(name).map_err(|e| e.to_string())?.ok_or_else(|| {
+        format!("expected a path that ends in NAME.yaml with a NAME of {}, found {path}", known())
+    })
 }

@@ -118,6 +118,7 @@ pub struct ImageBuildSpec {
     #[schemars(extend("maxProperties" = 64))]
     pub labels: BTreeMap<String, String>,
     /// Where the image goes.
+    #[serde(default)]
     pub output: Output,
     /// How the steps are kept apart from the node; the cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,6 +131,14 @@ pub struct ImageBuildSpec {
     /// Resources of the build container; the cluster's defaults when absent. Does not start a new run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// PriorityClass of the builder pod. Its value also orders the builds of this namespace that wait in the queue: higher
+    /// ones first. It overtakes no other namespace's. The cluster's default class when absent. Does not start a new run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('system-')").message("must not be one of the cluster's own classes (system-...)")
+    )]
+    pub priority_class_name: Option<String>,
     /// How long an attempt may take, as a Go duration (`90s`, `1h`, `1h30m`), 1s to 24h; the cluster's default (1h unless
     /// set otherwise) when absent. Does not start a new run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -204,7 +213,7 @@ pub struct Resources {
 }
 
 /// A map of quantities. The pattern is the one that Kubernetes' own CRDs carry for `resource.Quantity`.
-fn quantities(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn quantities(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 16,
@@ -252,6 +261,7 @@ impl Default for ImageBuildSpec {
             isolation: None,
             service_account_name: default_service_account(),
             resources: None,
+            priority_class_name: None,
             timeout: None,
             retries: two(),
             suspend: false,

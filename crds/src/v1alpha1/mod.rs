@@ -1,5 +1,6 @@
 //! `kiln.build/v1alpha1`, one file per part of the object.
 
+mod build_policy;
 mod image_build;
 mod output;
 #[cfg(test)]
@@ -8,6 +9,10 @@ mod secret;
 mod source;
 mod status;
 
+pub use build_policy::{
+    BaseImagePolicy, BuildPolicy, BuildPolicySpec, ConcurrencyPolicy, Entitlement, IsolationPolicy,
+    OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy, TimeoutPolicy,
+};
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
 pub use output::Output;
 pub use secret::{BuildSecret, SshKey};
@@ -17,7 +22,8 @@ pub use source::{
 };
 pub use status::{
     AttemptStatus, FailureClass, FailureStatus, HistoryEntry, ImageBuildStatus, ImageStatus, LayerStatus,
-    PodRef, QueueStatus, RunResult, SourceStatus, StepState, StepStatus, WarningStatus, WarningsStatus,
+    PodRef, PolicyStatus, QueueStatus, RunResult, SourceStatus, StepState, StepStatus, WarningStatus,
+    WarningsStatus,
 };
 
 /// The conditions of an ImageBuild (kstatus reads the first three; `kubectl wait` all).

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct Output {
     /// `[HOST[:PORT]/]REPOSITORY[:TAG]`, at most 255 characters. Read as `docker` reads it: without a host Docker Hub is
-    /// meant, without a tag `latest`. A digest is not allowed: it is the result.
+    /// meant, without a tag `latest`. A digest is not allowed: it is the result. Where it is absent the namespace's BuildPolicy
+    /// (`spec.output.template`) says where the image goes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(
         validation = Rule::new("!self.contains('@')").message("must not carry a digest (@sha256:...): the digest is the result of the build; name a tag"),

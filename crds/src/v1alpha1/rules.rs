@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::ImageBuild;
+use super::{BuildPolicy, ImageBuild};
 
 fn object() -> Value {
     json!({
@@ -117,5 +117,51 @@ fn bad_objects_are_refused_with_the_rule() {
     ] {
         let said = verdict(pointer, value).expect_err(words);
         assert!(said.contains(words), "{pointer}: {said}");
+    }
+}
+
+/// What the rules say about a policy of that spec.
+fn policy(spec: Value) -> Result<(), String> {
+    let object = json!({"apiVersion": "kiln.build/v1alpha1", "kind": "BuildPolicy", "metadata": {"name": "a"}, "spec": spec});
+    let policy: BuildPolicy = serde_json::from_value(object).expect("it has the shape");
+    policy.validate_cel().map_err(|e| format!("{e:?}"))
+}
+
+#[test]
+fn good_policies_pass_and_what_contradicts_itself_is_refused() {
+    for good in [
+        json!({}),
+        json!({"output": {"template": "registry.example.com:5000/{namespace}/apps/{name}:latest"}}),
+        json!({"output": {"template": "{namespace}/{name}"}}),
+        json!({"isolation": {"allowed": ["UserNamespace"], "default": "UserNamespace"}}),
+        json!({"isolation": {"default": "HostRange"}}),
+        json!({"timeout": {"maximum": "1h", "default": "1h"}}),
+        json!({"proxy": {"https": "http://proxy.example.com:3128"}}),
+        json!({"caBundle": "# ours\n-----BEGIN CERTIFICATE-----\n"}),
+    ] {
+        assert_eq!(policy(good.clone()), Ok(()), "{good}");
+    }
+    for (bad, words) in [
+        (json!({"output": {"template": "registry.example.com/{team}/{name}"}}), "image reference"),
+        (json!({"output": {"template": "registry.example.com/A"}}), "image reference"),
+        (json!({"isolation": {"allowed": ["UserNamespace"], "default": "HostRange"}}), "one of allowed"),
+        (json!({"timeout": {"maximum": "1h", "default": "61m"}}), "not be longer"),
+        (json!({"timeout": {"maximum": "25h"}}), "between 1s and 24h"),
+        (json!({"timeout": {"default": "0s"}}), "between 1s and 24h"),
+        (json!({"proxy": {"noProxy": ["a"]}}), "at least one of http and https"),
+        (json!({"caBundle": "x"}), "must be PEM"),
+    ] {
+        let said = policy(bad.clone()).expect_err(words);
+        assert!(said.contains(words), "{bad}: {said}");
+    }
+}
+
+#[test]
+fn a_field_of_a_policy_that_is_not_known_is_no_field_to_pass_over() {
+    for spec in
+        [json!({"new": 1}), json!({"output": {"new": 1}}), json!({"entitlements": ["security.insecure"]})]
+    {
+        let object = json!({"metadata": {"name": "a"}, "spec": spec});
+        assert!(serde_json::from_value::<BuildPolicy>(object).is_err(), "{spec}");
     }
 }

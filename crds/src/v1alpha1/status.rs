@@ -56,6 +56,9 @@ pub struct ImageBuildStatus {
     /// How the steps of the latest run are kept apart from the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
+    /// The policies that the latest run began under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyStatus>,
     /// The pod of the latest attempt: `kubectl logs` shows its log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_ref: Option<PodRef>,
@@ -316,6 +319,18 @@ pub struct HistoryEntry {
     pub completion_time: Time,
 }
 
+/// What a run began under.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// The BuildPolicies that select the namespace, at most 16 of them, the one whose defaults win first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Digest of all that they, the operator's settings and the namespace's Pod Security level say. A build that was refused is
+    /// looked at again when it changes; others are not.
+    pub digest: String,
+}
+
 /// Where a build waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -323,6 +338,7 @@ pub struct QueueStatus {
     /// Its place in the queue, from 1, rounded up (1 to 5, 10, 20, 50, 100, ...) so that the object is not written for every
     /// move; 0 where the wait is not for a place.
     pub position: i32,
-    /// What it waits for: `Concurrency` (a place among the builds that run) or `Quota` (the namespace's ResourceQuota).
+    /// What it waits for: a place among the builds that run in all (`Total`), in its namespace (`Namespace`) or in the
+    /// namespaces that a BuildPolicy selects (`Policy`), or the namespace's ResourceQuota (`Quota`).
     pub reason: String,
 }

@@ -67,7 +67,7 @@ const fn failure(
 #[rustfmt::skip]
 pub const STATES: &[Entry] = &[
     state(reasons::IMAGE_PUSHED, Actor::Nobody, "The tags name the image; `status.image` has its digest.", "Nothing."),
-    state(reasons::QUEUED, Actor::Nobody, "The build waits for other builds to end (`status.queue.reason` is `Concurrency`) or for the namespace's quota (`Quota`).", "Wait; where it is the quota, free some or have it raised."),
+    state(reasons::QUEUED, Actor::Nobody, "The build waits for others to end, because so many run already in all (`status.queue.reason` is `Total`), in its namespace (`Namespace`) or in the namespaces of a BuildPolicy (`Policy`), or it waits for the namespace's ResourceQuota (`Quota`).", "Wait; where it is the quota, free some or have it raised."),
     state(reasons::STARTING, Actor::Nobody, "The builder pod is being made or its containers are starting.", "Wait."),
     state(reasons::UNSCHEDULABLE, Actor::Platform, "No node takes the builder pod; the message has the scheduler's words.", "Give the pod a node that fits: requests, node selector, taints; the build then goes on by itself."),
     state(reasons::WAITING_FOR_SECRET, Actor::Author, "A Secret that the object names, or the key in it, is not there yet.", "Make it with the command in the message; the build then goes on by itself."),
@@ -105,6 +105,7 @@ pub const FAILURES: &[Entry] = &[
     failure(reason::REGISTRY_UNAVAILABLE, &[Registry], Actor::Registry, "A registry did not answer, or answered with an error until the retries were used up.", "Ask for a rebuild once the registry is well."),
     failure(reason::PUSH_FAILED, &[Registry], Actor::Registry, "A registry refused the push.", "Give the login the right to push there; check quota and immutable tags."),
     failure(reason::PUSH_VERIFICATION_FAILED, &[Registry], Actor::Registry, "The registry acknowledged the push and then showed something else.", "Find out who else writes that tag, and whether the registry's storage is well."),
+    failure(reason::POLICY_REFUSED, &[Policy], Actor::Author, "A BuildPolicy of the namespace, or a setting of the operator, forbids it; the message names policy and field. It is tried again by itself when they change.", "Do with what is allowed, or ask the platform team for more."),
     failure(reason::ISOLATION_UNAVAILABLE, &[Policy], Actor::Platform, "The node does not allow the isolation that was asked for.", "Allow user namespaces on the node, or build on others with `spec.nodeSelector`."),
     failure(reason::TIMED_OUT, &[Timeout], Actor::Author, "`spec.timeout` passed.", "Make the build faster, or raise `spec.timeout`."),
     failure(reason::CANCELLED, &[Cancelled], Actor::Author, "The annotation `kiln.build/cancel` named this run.", "To build again, edit the object or change the annotation `kiln.build/rebuild`."),
@@ -115,7 +116,7 @@ pub const FAILURES: &[Entry] = &[
     failure(reason::POD_DELETED, &[Infrastructure], Actor::Platform, "The builder pod was deleted before it had reported.", "Find out who deletes pods in this namespace. To stop a build, use the annotation `kiln.build/cancel`."),
     failure(reason::POD_NAME_CONFLICT, &[Policy], Actor::Platform, "A pod or ConfigMap of the name that the attempt needs belongs to somebody else.", "Delete or rename what the message names."),
     failure(reason::POD_MODIFIED, &[Policy], Actor::Platform, "The pod that was made is not the one that was asked for.", "Exempt builder pods from the admission webhook that changes them."),
-    failure(reason::POD_REFUSED, &[Policy], Actor::Platform, "The API server refused the pod: admission, Pod Security.", "Read the message for who refused it, and allow builder pods in this namespace."),
+    failure(reason::POD_REFUSED, &[Policy], Actor::Platform, "The API server refused the pod: admission, Pod Security. It is tried again by itself when a BuildPolicy or the namespace's Pod Security labels change.", "Read the message for who refused it, and allow builder pods in this namespace."),
     failure(reason::POD_START_FAILED, &[Infrastructure, Timeout], Actor::Platform, "A container of the pod could not be started: image pull, volume, runtime.", "Read the message for the kubelet's words."),
     failure(reason::UNSCHEDULABLE, &[Infrastructure], Actor::Platform, "For longer than the operator waits no node took the builder pod; the message has the scheduler's words.", "Give the pod a node that fits: requests, node selector, taints. Then ask for a rebuild."),
     failure(reason::BUILDER_LOST, &[Infrastructure], Actor::Platform, "Builder or courier ended without saying why, or the node is gone.", "See the state of the node and of the pod; retries are used up if the run ended with this."),

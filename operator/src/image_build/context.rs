@@ -15,7 +15,9 @@ use crate::journals::{Journals, Wake};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::pods::{Pods, Scope};
-use crate::queue::Queue;
+use crate::policy::Policies;
+use crate::priorities::Priorities;
+use crate::queue::{Claim, Limits, Place, Queue, Wait};
 use crate::traces::Traces;
 
 use super::decide::{CreationFault, Slot};
@@ -40,8 +42,12 @@ pub struct Context {
     pub events: Publisher,
     /// The builder pods.
     pub pods: Pods,
+    /// The BuildPolicies.
+    pub policies: Policies,
     /// The journals of what runs.
     pub journals: Journals,
+    /// The values of PriorityClasses.
+    pub priorities: Priorities,
     queue: Mutex<Queue>,
     memory: Mutex<HashMap<String, Memory>>,
     wake: mpsc::UnboundedSender<Wake>,
@@ -69,6 +75,8 @@ struct Memory {
     warnings: Option<(String, Instant, Vec<Warning>)>,
     /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
     source: Option<String>,
+    /// Whether its latest run was refused, by a policy or in admission.
+    refused: bool,
     /// Reconciles that failed in a row.
     failures: u32,
 }
@@ -89,7 +97,8 @@ impl Context {
         events: Publisher,
         wake: mpsc::UnboundedSender<Wake>,
     ) -> Self {
-        let queue = Mutex::new(Queue::new(config.max_concurrent_builds));
+        let (total, each) = (config.max_concurrent_builds, config.max_concurrent_builds_per_namespace);
+        let queue = Mutex::new(Queue::new(total, each));
         let journals = Journals::new(client.clone(), wake.clone());
         Self {
             client,
@@ -100,7 +109,9 @@ impl Context {
             traces: Traces::default(),
             events,
             pods: Pods::default(),
+            policies: Policies::default(),
             journals,
+            priorities: Priorities::default(),
             queue,
             memory: Mutex::default(),
             wake,
@@ -126,12 +137,18 @@ impl Context {
         let _ = self.wake.send(wake);
     }
 
-    /// Takes note of an object that a list shows. One that runs already has its place in the queue.
+    /// Takes note of an object that a list shows. One that runs already has its place, and one that waits its turn.
     pub fn meet(&self, build: &ImageBuild) {
         self.note(build);
         let (Some(uid), Some(namespace)) = (&build.metadata.uid, &build.metadata.namespace) else { return };
-        if build.status.as_ref().is_some_and(runs) {
+        let Some(status) = &build.status else { return };
+        if runs(status) {
             self.queue().adopt(uid, namespace);
+        } else if waits(status) {
+            let name = build.metadata.name.as_deref().unwrap_or_default();
+            let priority = self.priorities.of(build.spec.priority_class_name.as_deref());
+            let claim = Claim { uid, namespace, name, priority, since: waits_since(status) };
+            self.queue().expect(&claim);
         }
     }
 
@@ -145,6 +162,8 @@ impl Context {
         let source = &build.spec.source;
         let map = source.config_map.as_ref().map(|c| config_map_key(&c.name));
         memory.source = map.or_else(|| source.flux.as_ref().map(|f| super::flux::key(f.kind, &f.name)));
+        let failure = build.status.as_ref().and_then(|status| status.failure.as_ref());
+        memory.refused = failure.is_some_and(|f| super::decide::is_refusal(&f.reason));
     }
 
     /// Forgets an object that is gone, and gives its place to the next.
@@ -173,6 +192,16 @@ impl Context {
         let memory = self.memory();
         let those = memory.values().filter(|m| m.namespace == namespace && m.source.as_deref() == Some(key));
         those.map(|m| (m.namespace.clone(), m.name.clone())).collect()
+    }
+
+    /// Has the controller look at the objects that were refused, of a namespace or of all.
+    pub fn wake_refused(&self, namespace: Option<&str>) {
+        let those: Vec<Wake> = {
+            let memory = self.memory();
+            let in_it = |m: &&Memory| m.refused && namespace.is_none_or(|n| n == m.namespace);
+            memory.values().filter(in_it).map(|m| (m.namespace.clone(), m.name.clone())).collect()
+        };
+        those.into_iter().for_each(|wake| self.wake(wake));
     }
 
     /// The object as the last write of its status left it, where the watch has not shown that yet. All of it: a list that
@@ -226,16 +255,27 @@ impl Context {
     }
 
     /// Asks for a place among the builds that run. An object that is gone gets none: it would never give it back.
-    pub fn ask(&self, uid: &str, namespace: &str, name: &str) -> Slot {
+    pub fn ask(&self, claim: &Claim<'_>) -> Slot {
         // Held until the answer is there, so that it is not forgotten in between.
         let known = self.memory();
-        if !known.contains_key(uid) {
-            return Slot::Queued(1);
+        if !known.contains_key(claim.uid) {
+            return Slot::Queued(Place { position: 1, wait: Wait::Total(self.config.max_concurrent_builds) });
         }
         let mut queue = self.queue();
-        let slot = queue.ask(uid, namespace, name);
+        let (slot, woken) = queue.ask(claim);
         self.metrics.set_queue_depth(queue.waiting());
+        drop(queue);
+        woken.into_iter().for_each(|wake| self.wake(wake));
         slot
+    }
+
+    /// Limits the builds of a namespace anew; whoever gets a place by that is woken.
+    pub fn limit(&self, namespace: &str, limits: Limits) {
+        let mut queue = self.queue();
+        let woken = queue.set_limits(namespace, limits);
+        self.metrics.set_queue_depth(queue.waiting());
+        drop(queue);
+        woken.into_iter().for_each(|wake| self.wake(wake));
     }
 
     /// Gives a place back; whoever gets it is woken.
@@ -246,6 +286,16 @@ impl Context {
         drop(queue);
         woken.into_iter().for_each(|wake| self.wake(wake));
     }
+}
+
+/// Whether the build waits for a place in the queue.
+pub fn waits(status: &ImageBuildStatus) -> bool {
+    status.completion_time.is_none() && status.queue.as_ref().is_some_and(|q| q.position > 0)
+}
+
+/// Since when the run waits for its places: a further attempt of it is not the last in the queue.
+pub fn waits_since(status: &ImageBuildStatus) -> i64 {
+    status.start_time.as_ref().map_or(i64::MAX, |t| t.0.as_second())
 }
 
 /// Whether an attempt is under way.

@@ -23,6 +23,7 @@ use super::observe::PodView;
 use super::start::Patience;
 use super::validate::{Buildable, Desired};
 use crate::mutant;
+use crate::queue::Place;
 
 /// Seconds before the next attempt after the first, and after every further infrastructure fault.
 const BACKOFF: [i64; 2] = [10, 30];
@@ -63,14 +64,14 @@ pub struct Observed<'a> {
 }
 
 /// Whether there is a place among the builds that run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slot {
     /// Nobody has asked: the decision says [`Decision::ask_for_slot`] when it needs to know.
     Unknown,
     /// Yes, and it is taken.
     Granted,
-    /// No; so many are before it, itself included, rounded up.
-    Queued(i32),
+    /// No; it waits there.
+    Queued(Place),
 }
 
 /// The attempt's pod could not be made.
@@ -212,6 +213,7 @@ impl Decider<'_> {
         let rebuild = self.rebuild_wanted();
         let changed = self.s.input_digest.as_ref() != Some(&desired.input_digest) && !mutant!(EditIgnored);
         let fresh = self.s.run.is_none();
+        let refused = self.refused_otherwise();
         let missing = match &desired.buildable {
             Buildable::NotYet(failure) => Some(failure),
             _ => None,
@@ -221,7 +223,7 @@ impl Decider<'_> {
         let waited = conditions::find(&self.s, condition::RECONCILING)
             .filter(|c| c.status == "True" && missing.is_some_and(|failure| c.reason == failure.reason));
         let gone = missing.is_some() && !edited && waited.is_none() && !rebuild && !suspended && !fresh;
-        if gone || !(fresh || changed || rebuild || suspended) {
+        if gone || !(fresh || changed || rebuild || suspended || refused) {
             return Some(Phase::Finished);
         }
         if desired.suspend {
@@ -241,6 +243,15 @@ impl Decider<'_> {
         }
         lifecycle::begin_run(&mut self.s, desired, self.o.rebuild, self.now);
         None
+    }
+
+    /// Whether the latest run was refused, and policies or Pod Security say something else by now: it is tried again. A refusal
+    /// that would be the same word for word stays as it is.
+    fn refused_otherwise(&self) -> bool {
+        let Some(failure) = self.s.failure.as_ref().filter(|f| is_refusal(&f.reason)) else { return false };
+        let other = self.s.policy.as_ref().is_some_and(|p| p.digest != self.o.desired.policy.digest);
+        let same = |f: &Failure| f.reason == failure.reason && f.message == failure.message;
+        other && !matches!(&self.o.desired.buildable, Buildable::No(f) if same(f))
     }
 
     /// Takes the run a step further: says where it stands, or ends it (`None`).
@@ -296,17 +307,18 @@ impl Decider<'_> {
             self.look_again(30);
             return Phase::active(reasons::STOPPING, message);
         }
-        match self.o.slot {
+        match &self.o.slot {
             Slot::Unknown => {
                 self.ask_for_slot = true;
                 Phase::active(reasons::QUEUED, "")
             }
-            Slot::Queued(position) => {
-                self.s.queue = Some(QueueStatus { position, reason: "Concurrency".to_owned() });
-                self.look_again(10);
+            Slot::Queued(place) => {
+                self.s.queue =
+                    Some(QueueStatus { position: place.position, reason: place.wait.word().to_owned() });
+                self.look_again(place.look_again());
                 Phase::active(
                     reasons::QUEUED,
-                    format!("waits for other builds to end; number {position} in the queue"),
+                    format!("waits for a place: {}; number {} in the queue", place.wait, place.position),
                 )
             }
             Slot::Granted => {
@@ -415,6 +427,11 @@ impl Decider<'_> {
     pub(super) fn look_again(&mut self, seconds: i64) {
         self.again = Some(self.again.map_or(seconds, |s| s.min(seconds)));
     }
+}
+
+/// Whether a failure with that reason is a refusal that ends when the platform changes its rules.
+pub(super) fn is_refusal(why: &str) -> bool {
+    matches!(why, reason::POLICY_REFUSED | reason::POD_REFUSED)
 }
 
 /// What is said while there is no pod yet.

@@ -1,14 +1,15 @@
 //! Tables for the decision: every row of the status contract, and every way a run can go.
 
-use kiln_api::v1alpha1::{FailureClass as Class, RunResult, StepState};
+use kiln_api::v1alpha1::{FailureClass as Class, QueueStatus, RunResult, StepState};
 use kiln_contract::control::{Permit, Stop};
 use kiln_contract::journal::{BuildState, Event};
 use kiln_contract::report::Outcome;
 use kiln_contract::{Failure, FailureClass, reason};
 
+use super::conditions;
 use super::decide::{Action, CreationFault, CreationFaultKind, Slot};
 use super::kubelet::Warning;
-use super::testing::{World, at, desired, failed, journal, kinds, plan, pushed};
+use super::testing::{World, at, desired, failed, journal, kinds, plan, pushed, queued};
 use super::validate::Buildable;
 
 #[test]
@@ -264,7 +265,7 @@ fn the_wait_for_a_source_is_not_shortened_by_what_was_reconciled_before_it() {
     w.report(failed(FailureClass::Infrastructure, reason::BUILDER_LOST));
     w.decide();
     w.now += 3000;
-    w.slot = Slot::Queued(5);
+    w.slot = queued(5);
     (w.generation, w.desired) = (2, desired("v1:b"));
     w.decide();
     (w.generation, w.desired) = (3, missing("x"));
@@ -329,10 +330,14 @@ fn a_full_house_queues_and_quota_too() {
     let mut w = World::new();
     w.slot = Slot::Unknown;
     assert!(w.look().ask_for_slot);
-    w.slot = Slot::Queued(5);
+    w.slot = queued(5);
     assert!(kinds(&w.decide()).is_empty());
     assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown Queued", "InProgress"));
-    assert_eq!(w.status.queue.as_ref().map(|q| q.position), Some(5));
+    assert_eq!(w.status.queue, Some(QueueStatus { position: 5, reason: "Total".to_owned() }));
+    assert_eq!(
+        conditions::find(&w.status, "Reconciling").map(|c| c.message.as_str()),
+        Some("waits for a place: the cluster runs at most 20 builds at a time; number 5 in the queue")
+    );
     assert_eq!((w.status.run, w.status.attempts.len()), (Some(1), 0));
     w.slot = Slot::Granted;
     assert_eq!(kinds(&w.decide()), ["create"]);
@@ -399,4 +404,45 @@ fn a_crash_before_the_pod_makes_it_and_a_foreign_journal_is_not_taken() {
     w.pod().terminal = true;
     w.decide();
     assert_eq!(w.status.attempts[0].reason.as_deref(), Some(reason::BUILDER_LOST));
+}
+
+#[test]
+fn a_refusal_is_looked_at_again_when_the_rules_change() {
+    let refused = |text: &str| Failure::new(FailureClass::Policy, reason::POLICY_REFUSED, text);
+    let rules = |world: &mut World, digest: &str| world.desired.policy.digest = digest.into();
+    let allowed = desired("v1:a").buildable;
+    let mut world = World::new();
+    world.desired.buildable = Buildable::No(refused("no"));
+    world.decide();
+    assert_eq!((world.ready().as_str(), world.status.run), ("False PolicyRefused", Some(1)));
+    assert_eq!(world.status.policy.as_ref().map(|p| p.digest.as_str()), Some("sha256:p"));
+    // The same rules, later; and other rules that say the same.
+    world.now += 60;
+    world.decide();
+    rules(&mut world, "sha256:q");
+    world.decide();
+    assert_eq!(world.status.run, Some(1), "nothing new is to be told");
+    // It is refused for something else.
+    world.desired.buildable = Buildable::No(refused("no, for another reason"));
+    world.decide();
+    assert_eq!((world.status.run, world.kstatus()), (Some(2), "Failed"));
+    // Other rules allow it.
+    world.desired.buildable = allowed.clone();
+    assert!(
+        world.decide().actions.is_empty(),
+        "the rules are those that refused it: a courier's refusal stays"
+    );
+    rules(&mut world, "sha256:r");
+    assert_eq!(kinds(&world.decide()), ["create"]);
+    assert_eq!((world.status.run, world.kstatus()), (Some(3), "InProgress"));
+    // Another failure, and success, do not depend on rules.
+    for outcome in [failed(FailureClass::User, reason::STEP_FAILED), Outcome::Succeeded(pushed())] {
+        let mut world = World::new();
+        world.run_pod();
+        world.report(outcome);
+        world.decide();
+        rules(&mut world, "sha256:q");
+        world.decide();
+        assert_eq!(world.status.run, Some(1));
+    }
 }

@@ -77,6 +77,7 @@ pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
         isolation,
         service_account_name: _,
         resources: _,
+        priority_class_name: _,
         timeout: _,
         retries: _,
         suspend: _,
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn what_does_not_leaves_it() {
         type Change = fn(&mut ImageBuildSpec);
-        let changes: [Change; 9] = [
+        let changes: [Change; 10] = [
             |s| s.args.reverse(),
             |s| s.output.tags.reverse(),
             |s| s.timeout = Some("5m".into()),
@@ -220,6 +221,7 @@ mod tests {
             |s| s.suspend = true,
             |s| s.pod_ttl = "1h".into(),
             |s| s.service_account_name = "x".into(),
+            |s| s.priority_class_name = Some("x".into()),
             |s| s.resources = Some(kiln_api::v1alpha1::Resources::default()),
             // Where the same contents come from does not matter.
             |s| s.source.config_map = Some(ConfigMapSource { name: "x".into() }),

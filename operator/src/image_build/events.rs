@@ -164,14 +164,15 @@ fn attempt_started(attempt: &AttemptStatus) -> Transition {
 }
 
 fn queued(before: &ImageBuildStatus, after: &ImageBuildStatus) -> Option<Transition> {
-    let reason = |queue: &Option<QueueStatus>| queue.as_ref().map(|q| q.reason.clone());
+    // Which of the limits it waits for may change with every build that ends.
+    let quota = |queue: &QueueStatus| queue.reason == "Quota";
     let queue = after.queue.as_ref()?;
-    if before.run == after.run && reason(&before.queue) == reason(&after.queue) {
+    if before.run == after.run && before.queue.as_ref().map(quota) == Some(quota(queue)) {
         return None;
     }
     // Nobody has to act for a place to become free; for quota somebody may.
-    let kind = if queue.reason == "Quota" { EventType::Warning } else { EventType::Normal };
-    let note = message(after, condition::READY, reasons::QUEUED).unwrap_or("waits for other builds to end");
+    let kind = if quota(queue) { EventType::Warning } else { EventType::Normal };
+    let note = message(after, condition::READY, reasons::QUEUED).unwrap_or("waits for a place");
     Some(Transition::new(kind, reasons::QUEUED, "Queue", note))
 }
 

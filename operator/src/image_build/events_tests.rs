@@ -5,7 +5,8 @@ use kiln_contract::{Failure, FailureClass};
 
 use super::*;
 use crate::image_build::decide::{CreationFault, CreationFaultKind, Slot};
-use crate::image_build::testing::{World, at, pushed};
+use crate::image_build::testing::{World, at, pushed, queued};
+use crate::queue::{Place, Wait};
 
 /// Decides, and says what the events are. Deciding again says nothing.
 fn decide(world: &mut World) -> Vec<Transition> {
@@ -84,12 +85,14 @@ fn an_infrastructure_fault_is_retried_and_its_last_one_fails() {
 #[test]
 fn a_queue_is_said_once_and_quota_is_a_warning() {
     let mut world = World::new();
-    world.slot = Slot::Queued(5);
+    world.slot = queued(5);
     let events = decide(&mut world);
     assert_eq!(reasons_of(&events), ["RunStarted", "Queued"]);
     assert!(events[1].note.contains("number 5"), "{}", events[1].note);
-    world.slot = Slot::Queued(4);
+    world.slot = queued(4);
     assert_eq!(decide(&mut world), []);
+    world.slot = Slot::Queued(Place { position: 1, wait: Wait::Namespace(1) });
+    assert_eq!(decide(&mut world), [], "what it waits for may change with every build that ends");
     world.slot = Slot::Granted;
     assert_eq!(reasons_of(&decide(&mut world)), ["AttemptStarted"]);
     let kind = CreationFaultKind::Quota("exceeded quota: pods".into());

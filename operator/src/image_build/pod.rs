@@ -109,6 +109,7 @@ impl Blueprint<'_> {
                 enable_service_links: Some(false),
                 host_users: Some(self.desired.isolation == Isolation::HostRange),
                 restart_policy: Some("Never".to_owned()),
+                priority_class_name: self.build.priority_class.clone(),
                 active_deadline_seconds: Some(self.desired.timeout_seconds + DEADLINE_MARGIN),
                 termination_grace_period_seconds: Some(GRACE_SECONDS),
                 security_context: Some(PodSecurityContext::default()),

@@ -19,11 +19,13 @@ use tracing::Instrument as _;
 use crate::journals::Subject;
 use crate::metrics::Write;
 use crate::mutant;
+use crate::policy;
+use crate::queue::Claim;
 use crate::telemetry::build_span;
 
 use super::apply::{self, FIELD_MANAGER};
 use super::conditions::{self, Phase};
-use super::context::{Context, runs};
+use super::context::{Context, runs, waits, waits_since};
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
 use super::dereference::dereference;
 use super::error::{ReconcileError, timed};
@@ -109,7 +111,8 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
     let stored = build.status.clone().unwrap_or_default();
 
     let found = dereference(&ctx.client, &this.namespace, &build.spec).await?;
-    let desired = validate(&build.spec, &found, &ctx.config);
+    let policy = policy::watch::effective(ctx, &this.namespace).await?;
+    let desired = validate(&this.name, &build.spec, &found, &ctx.config, &policy);
     let pods = look_at_pods(ctx, &this, &stored).await?;
     let warnings = listen(ctx, &this, &stored, &pods).await;
     let decision = ponder(ctx, &this, &desired, &stored, &pods, &warnings);
@@ -273,7 +276,14 @@ fn ponder(
     if !decision.ask_for_slot {
         return decision;
     }
-    observed.slot = ctx.ask(&this.uid, &this.namespace, &this.name);
+    let Buildable::Yes(build) = &desired.buildable else { return decision };
+    observed.slot = ctx.ask(&Claim {
+        uid: &this.uid,
+        namespace: &this.namespace,
+        name: &this.name,
+        priority: ctx.priorities.of(build.priority_class.as_deref()),
+        since: waits_since(&decision.status),
+    });
     decide(now, &observed)
 }
 
@@ -335,8 +345,7 @@ fn keep_place(ctx: &Context, uid: &str, status: &ImageBuildStatus) {
     if status.completion_time.is_some() {
         ctx.journals.forget(uid);
     }
-    let waits = status.completion_time.is_none() && status.queue.as_ref().is_some_and(|q| q.position > 0);
-    if !runs(status) && !waits {
+    if !runs(status) && !waits(status) {
         ctx.release(uid);
     }
 }

@@ -8,8 +8,8 @@ use kiln_contract::{Failure, FailureClass, reason};
 use serde_json::{Value, json};
 
 use super::conditions::{self, Phase};
-use super::decide::{CreationFault, CreationFaultKind, Slot};
-use super::testing::{World, at, generated, journal, plan};
+use super::decide::{CreationFault, CreationFaultKind};
+use super::testing::{World, at, generated, journal, plan, queued};
 
 /// Where Argo CD's form wants them.
 const FOLDER: &str = "docs/gitops/argocd/kiln.build/ImageBuild/testdata";
@@ -72,7 +72,7 @@ fn never_seen() {
 #[test]
 fn queued_and_quota() {
     let mut world = World::new();
-    world.slot = Slot::Queued(3);
+    world.slot = queued(3);
     world.decide();
     assert_eq!(world.ready(), "Unknown Queued");
     row("queued", &object(&world));

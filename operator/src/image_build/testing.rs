@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kiln_api::ImageBuildStatus;
-use kiln_api::v1alpha1::{HistoryEntry, RunResult, SourceStatus};
+use kiln_api::v1alpha1::{HistoryEntry, PolicyStatus, RunResult, SourceStatus};
 use kiln_contract::journal::{BuildState, Event, Line, PlannedStep};
 use kiln_contract::report::{Outcome, Pushed, Report};
 use kiln_contract::request::{Isolation, Source};
 use kiln_contract::{Failure, FailureClass};
 
 use crate::config::Config;
+use crate::queue::{Place, Wait};
 
 use super::conditions;
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
@@ -26,6 +27,11 @@ use super::validate::{Build, Buildable, Desired};
 /// Seconds after the epoch.
 pub fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).expect("a time")
+}
+
+/// So many builds are before it, itself included, of 20 that may run.
+pub fn queued(position: i32) -> Slot {
+    Slot::Queued(Place { position, wait: Wait::Total(20) })
 }
 
 /// A status whose only run ended so.
@@ -69,6 +75,7 @@ pub fn desired(digest: &str) -> Desired {
         input_digest: digest.into(),
         source: Some(SourceStatus { revision: None, digest: Some("sha256:s".into()) }),
         isolation: Isolation::UserNamespace,
+        policy: PolicyStatus { names: vec!["default".into()], digest: "sha256:p".into() },
         timeout_seconds: 3600,
         retries: 2,
         pod_ttl_seconds: 86_400,
@@ -87,6 +94,9 @@ pub fn desired(digest: &str) -> Desired {
             registries: Default::default(),
             service_account: "default".into(),
             resources: Default::default(),
+            entitlements: vec![],
+            policy: Default::default(),
+            priority_class: None,
         })),
     }
 }
@@ -167,7 +177,7 @@ impl World {
                 pods: &self.pods,
                 journal: self.journal.as_ref(),
                 warnings: &self.warnings,
-                slot: self.slot,
+                slot: self.slot.clone(),
                 creation: self.creation.as_ref(),
                 patience: Patience { scheduling: 3600, start: 300 },
             },

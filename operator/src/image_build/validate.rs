@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use kiln_api::reference::Reference;
-use kiln_api::v1alpha1::{Resources, SourceStatus};
+use kiln_api::v1alpha1::{PolicyStatus, Resources, SourceStatus};
 use kiln_api::{ImageBuildSpec, duration};
+use kiln_contract::policy::{Policy, Proxy};
 use kiln_contract::request::{
     BuildRequest, Content, File, Isolation, MAX_REQUEST, Output, Registries, Source,
 };
 use kiln_contract::{Failure, FailureClass, reason};
 
 use crate::config::Config;
+use crate::policy::{Effective, bases, check, resources};
 
 use super::dereference::Dereferenced;
 use super::digest;
@@ -27,6 +29,8 @@ pub struct Desired {
     pub source: Option<SourceStatus>,
     /// How steps are kept apart.
     pub isolation: Isolation,
+    /// Which policies hold.
+    pub policy: PolicyStatus,
     /// Seconds that an attempt may take.
     pub timeout_seconds: i64,
     /// Further attempts after infrastructure faults.
@@ -79,6 +83,12 @@ pub struct Build {
     pub service_account: String,
     /// Of the build container.
     pub resources: Resources,
+    /// What RUN may ask for.
+    pub entitlements: Vec<String>,
+    /// What the pod keeps of the policies.
+    pub policy: Policy,
+    /// PriorityClass of the pod.
+    pub priority_class: Option<String>,
 }
 
 /// A value of a Secret that the courier gets for steps, by name only: the operator reads no Secret.
@@ -102,8 +112,14 @@ pub fn platform() -> String {
     format!("linux/{arch}")
 }
 
-/// Checks the object against the cluster's settings.
-pub fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Desired {
+/// Checks the object `name` against the cluster's settings, and what the policies of its namespace say.
+pub fn validate(
+    name: &str,
+    spec: &ImageBuildSpec,
+    found: &Dereferenced,
+    config: &Config,
+    policy: &Effective,
+) -> Desired {
     let key = match found {
         Dereferenced::Files(files) => Some(digest::source_digest(files)),
         Dereferenced::Remote(remote, from_flux) => Some(remote.key(*from_flux)),
@@ -116,7 +132,8 @@ pub fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) ->
         }
         _ => None,
     };
-    let wanted = spec.isolation.unwrap_or(config.isolation);
+    let (wanted, not_isolated) = check::isolation(spec, policy);
+    let timeout = check::timeout(spec, policy);
     let mut desired = Desired {
         input_digest: digest::input_digest(spec, key.as_deref()),
         source,
@@ -124,45 +141,38 @@ pub fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) ->
             kiln_api::v1alpha1::Isolation::UserNamespace => Isolation::UserNamespace,
             kiln_api::v1alpha1::Isolation::HostRange => Isolation::HostRange,
         },
-        timeout_seconds: config.defaults.timeout.seconds(),
+        policy: policy.status.clone(),
+        timeout_seconds: timeout.as_ref().copied().unwrap_or(policy.timeout),
         retries: usize::try_from(spec.retries).unwrap_or_default(),
         pod_ttl_seconds: seconds(&spec.pod_ttl).unwrap_or(86_400),
         suspend: spec.suspend,
         buildable: Buildable::NotYet(Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, "")),
     };
     let checked = || {
-        if !config.allowed_isolations.contains(&wanted) {
-            return Buildable::No(Failure::new(
-                FailureClass::Policy,
-                reason::INVALID_SPEC,
-                format!(
-                    "spec.isolation: {} is not allowed in this cluster (operator setting allowedIsolations)",
-                    wanted.as_str()
-                ),
-            ));
-        }
-        match build(spec, found, config) {
-            Ok(build) => Buildable::Yes(Box::new(build)),
-            Err(failure) => Buildable::No(failure),
-        }
+        check::readable(policy)?;
+        not_isolated.map_or(Ok(()), Err)?;
+        let image = check::output(spec, name, policy)?;
+        timeout?;
+        build(spec, found, config, policy, &image)
     };
     desired.buildable = match found {
         Dereferenced::Missing(failure) => Buildable::NotYet(failure.clone()),
         Dereferenced::Unusable(failure) => Buildable::No(failure.clone()),
-        Dereferenced::Files(_) | Dereferenced::Remote(..) => checked(),
+        Dereferenced::Files(_) | Dereferenced::Remote(..) => match checked() {
+            Ok(build) => Buildable::Yes(Box::new(build)),
+            Err(failure) => Buildable::No(failure),
+        },
     };
-    if let Some(text) = &spec.timeout {
-        match seconds(text) {
-            Ok(timeout) => desired.timeout_seconds = timeout,
-            Err(message) => desired.buildable = Buildable::No(invalid(format!("spec.timeout: {message}"))),
-        }
-    }
     desired
 }
 
-fn build(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Result<Build, Failure> {
-    let image =
-        Reference::parse(&spec.output.image).map_err(|e| invalid(format!("spec.output.image: {e}")))?;
+fn build(
+    spec: &ImageBuildSpec,
+    found: &Dereferenced,
+    config: &Config,
+    policy: &Effective,
+    image: &Reference,
+) -> Result<Build, Failure> {
     let mut references = vec![image.to_string()];
     for tag in &spec.output.tags {
         if !kiln_api::reference::is_tag(tag) {
@@ -173,11 +183,12 @@ fn build(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Result
             references.push(reference);
         }
     }
-    let mut registries = config.registries.clone();
+    let mut registries = policy.registries.clone();
     if spec.output.insecure && !registries.insecure.contains(&image.registry) {
         registries.insecure.push(image.registry.clone());
     }
-    let (source, source_secret) = source(spec, found, config)?;
+    let args = arguments(spec, policy)?;
+    let (source, source_secret) = source(spec, found, config, policy)?;
     let secrets = spec.secrets.iter().map(|s| (&s.id, &s.secret_name, &s.key));
     let ssh = spec.ssh.iter().map(|s| (&s.id, &s.secret_name, &s.key));
     let build = Build {
@@ -186,14 +197,17 @@ fn build(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Result
         context_dir: spec.context_dir.clone(),
         dockerfile: spec.dockerfile.clone(),
         target: spec.target.clone(),
-        args: arguments(spec)?,
+        args,
         secrets: given("spec.secrets", secrets)?,
         ssh: given("spec.ssh", ssh)?,
         labels: spec.labels.clone(),
         references,
         registries,
         service_account: spec.service_account_name.clone(),
-        resources: spec.resources.clone().unwrap_or_else(|| (&config.defaults.resources).into()),
+        resources: resources::resources(spec.resources.as_ref(), policy)?,
+        entitlements: policy.entitlements.clone(),
+        policy: Policy { base_images: policy.bases.clone(), network: policy.network.clone() },
+        priority_class: spec.priority_class_name.clone(),
     };
     // The name of the attempt, its isolation and its time are not known yet.
     let size = build.request_size() + 256;
@@ -214,6 +228,7 @@ fn source(
     spec: &ImageBuildSpec,
     found: &Dereferenced,
     config: &Config,
+    policy: &Effective,
 ) -> Result<(Source, Option<String>), Failure> {
     match found {
         Dereferenced::Remote(remote, _) if config.source_image.is_none() => Err(Failure::new(
@@ -235,7 +250,7 @@ fn source(
             Ok((remote.source.clone(), remote.secret.clone()))
         }
         Dereferenced::Files(files) => {
-            check_dockerfile(spec, files)?;
+            check_dockerfile(spec, files, policy)?;
             Ok((Source::Files(files.clone()), None))
         }
         Dereferenced::Missing(failure) | Dereferenced::Unusable(failure) => Err(failure.clone()),
@@ -265,8 +280,8 @@ fn given<'a>(
     Ok(out)
 }
 
-/// The build arguments, the epoch among them.
-fn arguments(spec: &ImageBuildSpec) -> Result<BTreeMap<String, String>, Failure> {
+/// The build arguments, the epoch and the platform's proxy among them.
+fn arguments(spec: &ImageBuildSpec, policy: &Effective) -> Result<BTreeMap<String, String>, Failure> {
     let mut args: BTreeMap<String, String> =
         spec.args.iter().map(|a| (a.name.clone(), a.value.clone())).collect();
     if let Some(seconds) = spec.output.source_date_epoch {
@@ -275,6 +290,12 @@ fn arguments(spec: &ImageBuildSpec) -> Result<BTreeMap<String, String>, Failure>
             return Err(invalid(format!(
                 "spec.output.sourceDateEpoch is {seconds} and the build argument {EPOCH} says otherwise; set one of them"
             )));
+        }
+    }
+    // As `docker build` does with these names: RUN has them, image and history have not. The author's own word wins.
+    for (name, value) in policy.network.proxy.iter().flat_map(Proxy::variables) {
+        if !args.keys().any(|known| known.eq_ignore_ascii_case(name)) {
+            args.insert(name.to_owned(), value);
         }
     }
     Ok(args)
@@ -319,13 +340,14 @@ impl Build {
             target: self.target.clone(),
             args: self.args.clone(),
             labels: self.labels.clone(),
-            entitlements: Vec::new(),
+            entitlements: self.entitlements.clone(),
             contexts: std::collections::BTreeMap::new(),
             platform: platform(),
             output: Output::Registry { references: self.references.clone(), permit: true },
             isolation,
             timeout_seconds: u64::try_from(timeout_seconds).unwrap_or_default(),
             registries: self.registries.clone(),
+            policy: self.policy.clone(),
         }
     }
 }
@@ -348,7 +370,7 @@ fn json_size(value: &impl serde::Serialize) -> usize {
 }
 
 /// Parses the Dockerfile, so that its author learns of a fault without waiting for a pod.
-fn check_dockerfile(spec: &ImageBuildSpec, files: &[File]) -> Result<(), Failure> {
+fn check_dockerfile(spec: &ImageBuildSpec, files: &[File], policy: &Effective) -> Result<(), Failure> {
     let Some(path) = dockerfile_path(&spec.context_dir, &spec.dockerfile) else { return Err(outside()) };
     let Some(found) = file_at(files, &path) else {
         let names: Vec<&str> = files.iter().map(|f| f.path.as_str()).take(10).collect();
@@ -365,11 +387,13 @@ fn check_dockerfile(spec: &ImageBuildSpec, files: &[File]) -> Result<(), Failure
             format!("expected {path} to be text, found binary data"),
         ));
     };
-    match kiln_dockerfile::Dockerfile::parse(text.as_bytes()) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, error.to_string())
-            .at(&spec.dockerfile, error.position(text).0)),
-    }
+    let parsed = kiln_dockerfile::Dockerfile::parse(text.as_bytes()).map_err(|error| {
+        Failure::new(FailureClass::User, reason::DOCKERFILE_INVALID, error.to_string())
+            .at(&spec.dockerfile, error.position(text).0)
+    })?;
+    let args = spec.args.iter().map(|a| (a.name.clone(), a.value.clone())).collect();
+    let refused = bases::refusal(&parsed, &spec.dockerfile, spec.target.as_deref(), &args, &policy.bases);
+    refused.map_or(Ok(()), Err)
 }
 
 /// Where the Dockerfile is in the source; `None` when that leaves it.

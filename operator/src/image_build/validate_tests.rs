@@ -2,6 +2,7 @@
 
 use super::*;
 use kiln_api::v1alpha1;
+use serde_json::{Value, json};
 
 fn config(more: &str) -> Config {
     Config::parse(&format!("builderImage: b\n{more}")).expect("it is good")
@@ -12,10 +13,45 @@ fn spec() -> ImageBuildSpec {
         output: v1alpha1::Output {
             image: "reg.x:5000/a".into(),
             tags: vec!["v1".into()],
-            insecure: true,
+            insecure: false,
             source_date_epoch: None,
         },
         ..ImageBuildSpec::default()
+    }
+}
+
+/// What becomes of an object `app` in a namespace `team-a` without policies.
+fn validate(spec: &ImageBuildSpec, found: &Dereferenced, config: &Config) -> Desired {
+    super::validate("app", spec, found, config, &Effective::of_settings(config, "team-a"))
+}
+
+/// The same under one policy of that spec.
+fn under(policy: Value, spec: &ImageBuildSpec) -> Buildable {
+    let config = config("");
+    let policies =
+        BTreeMap::from([("tenants".to_owned(), serde_json::from_value(policy).map_err(|e| e.to_string()))]);
+    let policy = Effective::merge(&config, "team-a", &BTreeMap::new(), &policies);
+    let found = files(&[("Dockerfile", "FROM alpine\n")]);
+    super::validate("app", spec, &found, &config, &policy).buildable
+}
+
+fn built(policy: Value, spec: &ImageBuildSpec) -> Build {
+    match under(policy, spec) {
+        Buildable::Yes(build) => *build,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn forbidden(policy: Value, spec: &ImageBuildSpec) -> Failure {
+    match under(policy, spec) {
+        Buildable::No(failure) => {
+            assert_eq!(
+                (failure.class, failure.reason.as_str()),
+                (FailureClass::Policy, reason::POLICY_REFUSED)
+            );
+            failure
+        }
+        other => panic!("{other:?}"),
     }
 }
 
@@ -49,7 +85,7 @@ fn a_good_object_becomes_a_request() {
             permit: true
         }
     );
-    assert_eq!(request.registries.insecure, ["reg.x:5000"]);
+    assert!(!json.contains("policy"), "nothing is said where nothing holds: {json}");
     assert!(request.platform.starts_with("linux/"));
 }
 
@@ -156,4 +192,120 @@ fn a_request_may_have_all_that_is_allowed_and_no_byte_more() {
     let Buildable::No(failure) = with(room + 1) else { panic!("one byte too many is taken") };
     assert_eq!(failure.reason, reason::SOURCE_INVALID);
     assert!(failure.message.contains(&(MAX_REQUEST + 1).to_string()), "{failure}");
+}
+
+#[test]
+fn a_policy_refuses_by_its_name_and_field() {
+    let with = |change: fn(&mut ImageBuildSpec)| {
+        let mut spec = spec();
+        change(&mut spec);
+        spec
+    };
+    let limits =
+        |memory: &str| serde_json::from_value(json!({"limits": {"memory": memory}})).expect("limits");
+    let mut greedy = spec();
+    greedy.resources = Some(limits("4Gi"));
+    for (policy, spec, words) in [
+        (
+            json!({"output": {"allowedRepositories": ["r.x/{namespace}/*", "r.x/shared"]}}),
+            spec(),
+            "spec.output.image: BuildPolicy tenants: spec.output.allowedRepositories allows r.x/team-a/*, r.x/shared, found reg.x:5000/a; push to",
+        ),
+        (
+            json!({"isolation": {"allowed": ["UserNamespace"]}}),
+            with(|s| s.isolation = Some(v1alpha1::Isolation::HostRange)),
+            "spec.isolation: BuildPolicy tenants: spec.isolation.allowed allows UserNamespace, found HostRange",
+        ),
+        (
+            json!({"timeout": {"maximum": "90s"}}),
+            with(|s| s.timeout = Some("2m".into())),
+            "spec.timeout: BuildPolicy tenants: spec.timeout.maximum allows 1m30s, found 2m",
+        ),
+        (
+            json!({"resources": {"maximum": {"memory": "2Gi"}}}),
+            greedy,
+            "spec.resources.limits.memory: BuildPolicy tenants: spec.resources.maximum.memory allows 2Gi, found 4Gi",
+        ),
+        (
+            json!({"baseImages": {"allowedRepositories": ["r.x"]}}),
+            spec(),
+            "the base image alpine: BuildPolicy tenants: spec.baseImages.allowedRepositories allows r.x, found docker.io/library/alpine",
+        ),
+        (
+            json!({}),
+            with(|s| s.output.insecure = true),
+            "spec.output.insecure: no BuildPolicy of this namespace allows plain HTTP (spec.output.allowInsecure)",
+        ),
+        (
+            json!({"output": {"allowInsecure": false}}),
+            with(|s| s.output.insecure = true),
+            "spec.output.insecure: BuildPolicy tenants: spec.output.allowInsecure is false",
+        ),
+        (
+            json!({"unknown": 1}),
+            spec(),
+            "BuildPolicy tenants can't be read by this operator: unknown field `unknown`",
+        ),
+    ] {
+        let failure = forbidden(policy, &spec);
+        assert!(failure.message.starts_with(words), "{failure}");
+    }
+    let base = forbidden(json!({"baseImages": {"allowedRepositories": ["r.x"]}}), &spec());
+    assert_eq!((base.file.as_deref(), base.line), (Some("Dockerfile"), Some(1)));
+}
+
+#[test]
+fn a_policy_gives_what_the_build_does_not_ask_for() {
+    let policy = json!({
+        "output": {"allowedRepositories": ["r.x/{namespace}/*"], "template": "r.x/{namespace}/{name}:1", "allowInsecure": true},
+        "baseImages": {"allowedRepositories": ["docker.io/library/*"]},
+        "entitlements": ["network.host"],
+        "proxy": {"http": "http://p:3128", "https": "http://p:3128", "noProxy": [".svc", "10.0.0.0/8"]},
+        "caBundle": "PEM",
+    });
+    let mut spec = spec();
+    spec.output.image.clear();
+    spec.output.insecure = true;
+    let build = built(policy.clone(), &spec);
+    assert_eq!(build.references, ["r.x/team-a/app:1", "r.x/team-a/app:v1"]);
+    assert_eq!(build.registries.insecure, ["r.x"]);
+    let request = build.request("a", Isolation::UserNamespace, 1).0;
+    assert_eq!(request.entitlements, ["network.host"]);
+    assert_eq!(request.policy.base_images[0].repositories, ["docker.io/library/*"]);
+    assert_eq!(request.policy.network.ca_bundle.as_deref(), Some("PEM\n"));
+    assert_eq!(request.args["https_proxy"], "http://p:3128");
+    assert_eq!(request.args["no_proxy"], ".svc,10.0.0.0/8");
+    // The author's word for RUN wins, in whatever case; registries and sources are the platform's business.
+    spec.args = vec![v1alpha1::BuildArg { name: "HTTP_PROXY".into(), value: "mine".into() }];
+    let build = built(policy, &spec);
+    assert_eq!(
+        (build.args.get("HTTP_PROXY").map(String::as_str), build.args.get("http_proxy")),
+        (Some("mine"), None)
+    );
+    assert!(build.args.contains_key("https_proxy"));
+    let proxy = build.policy.network.proxy.expect("a proxy");
+    assert_eq!(proxy.http.as_deref(), Some("http://p:3128"));
+    // Without a template somebody has to say it.
+    let Buildable::No(failure) = under(json!({}), &spec) else { panic!("it goes nowhere") };
+    assert!(
+        failure.reason == reason::INVALID_SPEC && failure.message.contains("spec.output.template"),
+        "{failure}"
+    );
+}
+
+#[test]
+fn policies_are_no_part_of_the_input() {
+    let config = config("");
+    let found = files(&[("Dockerfile", "FROM alpine\n")]);
+    let digest = |policy: Value| {
+        let read = serde_json::from_value(policy).map_err(|e| e.to_string());
+        let policies = BTreeMap::from([("p".to_owned(), read)]);
+        let policy = Effective::merge(&config, "a", &BTreeMap::new(), &policies);
+        let desired = super::validate("app", &spec(), &found, &config, &policy);
+        (desired.input_digest, desired.policy.digest)
+    };
+    let one = digest(json!({"proxy": {"http": "http://a"}, "timeout": {"default": "1m"}}));
+    let other = digest(json!({"output": {"allowedRepositories": []}}));
+    assert_eq!(one.0, other.0, "a policy that changes builds nothing");
+    assert_ne!(one.1, other.1, "and is noticed where it refused");
 }

@@ -72,6 +72,9 @@ impl Operator {
         let events = Publisher::new(client.clone(), "simulated");
         let metrics = Arc::new(Metrics::new());
         let ctx = Arc::new(Context::new(client, clock, config, leadership.clone(), metrics, events, wake));
+        for namespace in super::user::NAMESPACES {
+            ctx.policies.show_namespace(namespace, BTreeMap::new());
+        }
         let mut this = Self {
             number,
             ctx,

@@ -13,9 +13,12 @@ fn dockerfile(number: u32) -> String {
     format!("FROM scratch\nLABEL number=\"{number}\" word=\"{word}\"\n")
 }
 
+/// The namespaces.
+pub const NAMESPACES: [&str; 2] = ["a", "b"];
+
 /// The namespaces, their service accounts, and the first ImageBuilds.
 pub fn furnish(world: &mut World) {
-    for namespace in ["a", "b"] {
+    for namespace in NAMESPACES {
         world.api.create((Kind::Account, namespace.into(), "default".into()), json!({"metadata": {}}));
     }
     let builds = world.rng.usize(1..=3);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use kiln_contract::call::{Call, MAX_SECRET, Reply, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
+use kiln_contract::policy::Network;
 use kiln_contract::source::Git;
 use kiln_contract::{Descriptor, Failure, VERSION, reason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -253,7 +254,7 @@ impl Courier for Client {
     }
 
     fn fetch_git(&self, source: &Git, file: BorrowedFd<'_>) -> Result<String, CourierError> {
-        let call = Call::FetchGit { source: source.clone() };
+        let call = Call::FetchGit { source: source.clone(), network: Network::default() };
         match self.call(&call, Some(file), Patience::UntilStopped)? {
             Reply::CheckedOut { commit } => Ok(commit),
             other => Err(unexpected("fetchGit", &other)),

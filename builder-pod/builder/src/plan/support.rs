@@ -44,7 +44,7 @@ fn run_gap(run: &Run, entitlements: &[String]) -> Option<String> {
     }
     // Steps share the network of the builder, be it the pod's or the machine's: with leave, it is what they have anyway.
     if run.network == Network::Host && !entitlements.iter().any(|word| word == "network.host") {
-        return Some("RUN --network=host".into());
+        return Some("RUN --network=host without the entitlement network.host (spec.entitlements of a BuildPolicy, kiln build --allow network.host)".into());
     }
     if run.security == Security::Insecure {
         return Some("RUN --security=insecure".into());

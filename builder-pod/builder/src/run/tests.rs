@@ -32,6 +32,7 @@ fn request(files: &[(&str, &str)]) -> BuildRequest {
         isolation: Isolation::UserNamespace,
         timeout_seconds: 3600,
         registries: Registries::default(),
+        policy: kiln_contract::policy::Policy::default(),
     }
 }
 

@@ -94,6 +94,7 @@ fn run(dir: &Path, files: &[(&str, &str)], args: &[(&str, &str)]) -> Result<Ende
         isolation: Isolation::HostRange,
         timeout_seconds: 300,
         registries: Registries::default(),
+        policy: kiln_contract::policy::Policy::default(),
     };
     let socket = dir.join("socket");
     let courier = courier::Courier::start(&socket, &dir.join("bases"), &dir.join("out"))?;

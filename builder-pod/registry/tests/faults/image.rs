@@ -44,7 +44,7 @@ pub fn client(hosts: &[&Faulty], retry: RetryPolicy) -> Result<Client> {
         },
         credentials: Credentials::files(vec![path], "the test's file"),
         retry,
-        ca_bundle: None,
+        ..Options::default()
     })?)
 }
 

@@ -17,13 +17,13 @@ const APP: &str = "mkdir -p d/e; echo one > d/e/a; echo run > run; chmod 700 run
     echo two > d/e/a; git commit -qam 2; git branch both";
 
 /// The container's program, and where it listens.
-struct Container {
+pub(crate) struct Container {
     child: Child,
     dir: tempfile::TempDir,
 }
 
 impl Container {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("socket");
         let work = dir.path().join("work");
@@ -36,7 +36,7 @@ impl Container {
         Self { child, dir }
     }
 
-    fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         Place::Container(self.dir.path().join("socket/git.sock"))
     }
 }
@@ -53,7 +53,12 @@ type Entries = BTreeMap<PathBuf, (String, u32, u64)>;
 
 fn fetch(place: &Place, source: &Git) -> Result<(String, Entries), Failure> {
     let mut file = tempfile::tempfile().expect("a file");
-    let commit = added::fetch(place, source, file.try_clone().expect("a descriptor"))?;
+    let commit = added::fetch(
+        place,
+        source,
+        &kiln_contract::policy::Network::default(),
+        file.try_clone().expect("a descriptor"),
+    )?;
     file.rewind().expect("a regular file");
     let mut found = Entries::new();
     for entry in tar::Archive::new(file).entries().expect("a tar") {

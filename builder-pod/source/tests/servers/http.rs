@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::web::{Answer, Authority, Request, serve};
 use crate::{Fetch, refused};
 
-fn archive() -> Vec<u8> {
+pub(crate) fn archive() -> Vec<u8> {
     let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
     let mut header = tar::Header::new_gnu();
     header.set_size(13);

@@ -5,11 +5,13 @@ mod added;
 mod git;
 mod http;
 mod oci;
+mod proxy;
 mod ssh;
 mod web;
 
 use std::path::PathBuf;
 
+use kiln_contract::policy::Network;
 use kiln_contract::request::Source;
 use kiln_contract::source::{Fetched, Git};
 use kiln_source::error::Kind;
@@ -18,12 +20,13 @@ use kiln_source::{Courier, Fault, Places, Secrets, fetch};
 /// Somewhere to fetch to.
 pub(crate) struct Fetch {
     pub(crate) dir: tempfile::TempDir,
+    pub(crate) network: Network,
 }
 
 impl Fetch {
     pub(crate) fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { dir: tempfile::tempdir().expect("a directory") }
+        Self { dir: tempfile::tempdir().expect("a directory"), network: Network::default() }
     }
 
     pub(crate) fn tree(&self) -> PathBuf {
@@ -44,7 +47,8 @@ impl Fetch {
         secrets: &Secrets,
         courier: &Courier,
     ) -> Result<Fetched, Fault> {
-        let places = Places { tree: self.tree(), work: self.dir.path().join("work") };
+        let network = self.network.clone();
+        let places = Places { tree: self.tree(), work: self.dir.path().join("work"), network };
         fetch(source, "linux/amd64", secrets, &places, courier)
     }
 }

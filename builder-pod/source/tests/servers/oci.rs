@@ -103,6 +103,7 @@ fn artifacts_of_flux_and_oras_and_images() {
         isolation: Isolation::UserNamespace,
         timeout_seconds: 0,
         registries: Registries { mirrors: vec![], insecure: vec![host.clone()] },
+        policy: kiln_contract::policy::Policy::default(),
     };
     let options = Options {
         request,
