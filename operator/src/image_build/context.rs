@@ -71,6 +71,8 @@ struct Memory {
     written: Option<(u64, Arc<ImageBuild>)>,
     /// How the last try to make an attempt's pod failed; the attempt.
     creation: Option<(String, CreationFault)>,
+    /// UID of the pod that was made last, once it was found to be the one that was asked for.
+    verified: Option<String>,
     /// The warnings about a pod that doesn't start, by its UID, and when they were read.
     warnings: Option<(String, Instant, Vec<Warning>)>,
     /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
@@ -229,9 +231,19 @@ impl Context {
             .map(|(_, fault)| fault)
     }
 
-    /// Remembers how it went.
-    pub fn tried(&self, uid: &str, attempt: &str, fault: Option<CreationFault>) {
-        self.with(uid, |memory| memory.creation = fault.map(|f| (attempt.to_owned(), f)));
+    /// Remembers how it failed.
+    pub fn failed_to_make(&self, uid: &str, attempt: &str, fault: CreationFault) {
+        self.with(uid, |memory| memory.creation = Some((attempt.to_owned(), fault)));
+    }
+
+    /// Remembers that the pod of that UID is there and the one that was asked for.
+    pub fn made(&self, uid: &str, pod: String) {
+        self.with(uid, |memory| (memory.creation, memory.verified) = (None, Some(pod)));
+    }
+
+    /// UID of the pod that was made last and is the one that was asked for.
+    pub fn verified(&self, uid: &str) -> Option<String> {
+        self.with(uid, |memory| memory.verified.clone())
     }
 
     /// The warnings about that pod, where they were read less than `age` ago.

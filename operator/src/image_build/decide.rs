@@ -59,6 +59,8 @@ pub struct Observed<'a> {
     pub slot: Slot,
     /// How the last try to make the attempt's pod failed.
     pub creation: Option<&'a CreationFault>,
+    /// UID of the pod that was made last, once it was found to be the one that was asked for.
+    pub verified: Option<&'a str>,
     /// How long a pod may take.
     pub patience: Patience,
 }
@@ -90,7 +92,7 @@ pub enum CreationFaultKind {
     Terminal(Failure),
     /// The namespace's quota is used up: the API server's words.
     Quota(String),
-    /// Something that the pod names does not exist (yet).
+    /// Something that the pod names does not exist (yet), or a pod that is to go is still there.
     Missing(Failure),
 }
 
