@@ -26,7 +26,7 @@ differential: ## Build each Dockerfile of DIR=DIR with Kiln and with BuildKit an
 chart-test: ## Lint the Helm chart and test what it renders
 	@scripts/chart-test
 
-simulate: ## The operator against a simulated cluster: thousands of seeds and every mutant; SEED=n for one, with its story
+simulate: ## The operator against a simulated cluster: 10,000 seeds and every mutant; SEED=n for one, with its story
 	@scripts/simulate
 
 health: ## kstatus, Flux and Argo CD: what they make of every status, by their own code

@@ -14,3 +14,5 @@ pub use v1alpha1::{BuildPolicy, BuildPolicySpec, ImageBuild, ImageBuildSpec, Ima
 pub const REBUILD_ANNOTATION: &str = "kiln.build/rebuild";
 /// Annotation that cancels one run: its value is the run's number (`status.run`).
 pub const CANCEL_ANNOTATION: &str = "kiln.build/cancel";
+/// Annotation that puts the object's runs into a trace: a `traceparent` of W3C Trace Context.
+pub const TRACEPARENT_ANNOTATION: &str = "kiln.build/traceparent";

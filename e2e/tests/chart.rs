@@ -326,6 +326,38 @@ fn every_setting_reaches_the_operator() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn metrics_dashboards_and_traces_are_there_when_asked_for() -> Result<()> {
+    let plain = render(&[])?;
+    let environment = |rendered: &Rendered| -> Result<Value> {
+        Ok(rendered.one("Deployment", "-operator")?["spec"]["template"]["spec"]["containers"][0]["env"]
+            .clone())
+    };
+    ensure!(plain.one("ConfigMap", "-dashboard").is_err() && plain.all("PrometheusRule").is_empty());
+    ensure!(!environment(&plain)?.to_string().contains("OTEL"));
+    let rendered = render_file(&json!({
+        "metrics": {"dashboard": true, "rules": true},
+        "traces": {"endpoint": "http://collector.observability:4318"},
+        "operator": {"extraEnv": [{"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "x=y"}]},
+    }))?;
+    let dashboard = rendered.one("ConfigMap", "-dashboard")?;
+    ensure!(dashboard["metadata"]["labels"]["grafana_dashboard"] == "1");
+    let text = dashboard["data"]["kiln.json"].as_str().context("kiln.json")?;
+    let same: Value = serde_json::from_str(text)?;
+    ensure!(same == serde_json::from_str::<Value>(&read("charts/kiln/files/dashboard.json")?)?);
+    ensure!(rendered.one("PrometheusRule", "kiln")?["spec"]["groups"][0]["rules"].is_array());
+    let environment = environment(&rendered)?;
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.observability:4318"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x=y"),
+    ] {
+        let wanted = json!({"name": name, "value": value});
+        ensure!(environment.as_array().is_some_and(|env| env.contains(&wanted)), "{environment}");
+    }
+    ensure!(render(&["traces.endpoint=collector:4318"]).is_err(), "an endpoint is a URL");
+    Ok(())
+}
+
 /// The service account that a binding names, as `namespace/name`.
 fn subject(binding: &Value) -> String {
     let subject = &binding["subjects"][0];

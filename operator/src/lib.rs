@@ -26,6 +26,7 @@ pub mod priorities;
 pub mod queue;
 pub mod run_phases;
 pub mod telemetry;
+pub mod traces;
 
 #[cfg(test)]
 mod simulator;

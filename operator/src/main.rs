@@ -15,6 +15,7 @@ use kiln_operator::image_build::events::Publisher;
 use kiln_operator::lease::{Elector, End, unique_identity};
 use kiln_operator::metrics::Metrics;
 use kiln_operator::telemetry;
+use kiln_operator::traces::Traces;
 use kube::client::ClientBuilder;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,6 +46,11 @@ async fn run(args: &Args) -> Result<()> {
     let version = client.apiserver_version().await.context("the API server does not answer")?;
     tracing::info!(kubernetes = version.git_version, builder = config.builder_image, "starting");
 
+    let traces =
+        Traces::from_environment().context("the settings of the OTLP exporter (OTEL_EXPORTER_OTLP_*)")?;
+    if traces.is_some() {
+        tracing::info!("traces of runs are sent to the OTLP endpoint");
+    }
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -81,8 +87,9 @@ async fn run(args: &Args) -> Result<()> {
 
     let (wake, wakes) = mpsc::unbounded_channel();
     let events = Publisher::new(client.clone(), &args.identity);
-    let ctx =
-        Arc::new(Context::new(client, clock, config, leadership.clone(), metrics.clone(), events, wake));
+    let mut ctx = Context::new(client, clock, config, leadership.clone(), metrics.clone(), events, wake);
+    ctx.traces = traces.unwrap_or_default();
+    let ctx = Arc::new(ctx);
     let done = CancellationToken::new();
     let controlling = controller::run(ctx, wakes, Signs { liveness, readiness }, shutdown);
     let end = tokio::select! {

@@ -55,7 +55,7 @@ impl<'a> Expander<'a> {
             word: String::new(),
             depth: 0,
             bytes: 0,
-            cells: glob::MAX_CELLS,
+            steps: glob::MAX_STEPS,
         };
         let scope = Scope { raw_escapes: self.options.raw_escapes, pattern: false };
         let (text, words) = run.until(None, scope)?;
@@ -130,7 +130,7 @@ struct Run<'a> {
     /// Bytes of values and of nested words so far.
     bytes: usize,
     /// Work that is left for patterns.
-    cells: usize,
+    steps: usize,
 }
 
 /// The words of one nesting level.
@@ -385,9 +385,9 @@ impl<'a> Run<'a> {
                     None => (word.as_str(), false),
                 };
                 let trimmed = if modifier == '%' {
-                    glob::trim_suffix(pattern, &value, greedy, &mut self.cells)
+                    glob::trim_suffix(pattern, &value, greedy, &mut self.steps)
                 } else {
-                    glob::trim_prefix(pattern, &value, greedy, &mut self.cells)
+                    glob::trim_prefix(pattern, &value, greedy, &mut self.steps)
                 };
                 trimmed.map_err(|source| ExpandError::Pattern { pattern: pattern.to_owned(), source })
             }
@@ -405,9 +405,9 @@ impl<'a> Run<'a> {
         }
         let value = value.unwrap_or_default();
         let replaced = if all {
-            glob::replace_all(&pattern, &value, &replacement, &mut self.cells)
+            glob::replace_all(&pattern, &value, &replacement, &mut self.steps)
         } else {
-            glob::replace_first(&pattern, &value, &replacement, &mut self.cells)
+            glob::replace_first(&pattern, &value, &replacement, &mut self.steps)
         };
         let replaced = replaced.map_err(|source| ExpandError::Pattern { pattern, source })?;
         self.account(replaced.len())?;

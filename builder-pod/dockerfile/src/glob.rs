@@ -1,16 +1,18 @@
-//! Patterns of `${x#p}`, `${x%p}` and `${x/p/r}`: `*`, `?` and literals, matched without backtracking.
+//! Patterns of `${x#p}`, `${x%p}` and `${x/p/r}`: `*`, `?` and literals. What the pattern means for a value is in
+//! `glob/states.rs`; here it is read, and values are trimmed and replaced.
+
+mod states;
 
 use thiserror::Error;
 
-/// Pattern length times value length, summed over the substitutions of one word, that is still worked through. Real
-/// patterns are a few characters; this bounds a word to well under a second, however many substitutions are in it.
-pub(crate) const MAX_CELLS: usize = 1 << 25;
+use states::States;
+
+/// Steps of the automaton, in units of 64 states, over the substitutions of one word. A value of a megabyte with a pattern of
+/// 64 characters takes a million; this bounds a word to some tens of milliseconds, however many substitutions are in it.
+pub(crate) const MAX_STEPS: usize = 1 << 24;
 
 /// Bytes that a replacement of all matches may grow to; the same bound as for a whole expanded word.
 const MAX_RESULT_BYTES: usize = 16 << 20;
-
-/// No match from this position.
-const NONE: usize = usize::MAX;
 
 /// Why a pattern cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -26,6 +28,7 @@ pub enum PatternError {
     TooLong,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Token {
     Star,
     Any,
@@ -51,50 +54,51 @@ fn tokens(pattern: impl Iterator<Item = char>) -> Result<Vec<Token>, PatternErro
     Ok(out)
 }
 
-/// For every start in `value`, where the match from there ends ([`NONE`] for no match): the furthest
-/// end when `greedy`, the nearest otherwise. Works backwards through the pattern, one row at a time.
-/// Wildcards do not cross a line feed.
-/// The work is taken from `cells`.
-fn ends(
+/// Takes the work of `times` runs of the pattern over the value from what is left of the word's.
+fn charge(states: &States, value: &[char], times: usize, steps: &mut usize) -> Result<(), PatternError> {
+    let work = states.cost().saturating_mul(value.len() + 1).saturating_mul(times);
+    *steps = steps.checked_sub(work).ok_or(PatternError::TooLong)?;
+    Ok(())
+}
+
+/// How many characters at the start of `value` match.
+fn prefix(
     tokens: &[Token],
     value: &[char],
     greedy: bool,
-    cells: &mut usize,
-) -> Result<Vec<usize>, PatternError> {
-    // A row is made even for an empty pattern.
-    let work = (tokens.len() + 1).saturating_mul(value.len() + 1);
-    *cells = cells.checked_sub(work).ok_or(PatternError::TooLong)?;
-    let mut row: Vec<usize> = (0..=value.len()).collect();
-    for token in tokens.iter().rev() {
-        match token {
-            Token::Star => {
-                for at in (0..value.len()).rev() {
-                    if value[at] != '\n' {
-                        row[at] = pick(row[at], row[at + 1], greedy);
-                    }
-                }
-            }
-            Token::Any => shift(&mut row, value, |c| c != '\n'),
-            Token::Literal(wanted) => shift(&mut row, value, |c| c == *wanted),
-        }
-    }
-    Ok(row)
+    steps: &mut usize,
+) -> Result<Option<usize>, PatternError> {
+    let mut states = States::new(tokens);
+    charge(&states, value, 1, steps)?;
+    Ok(states.longest(value, !greedy))
 }
 
-fn pick(here: usize, further: usize, greedy: bool) -> usize {
-    match (here, further) {
-        (NONE, end) | (end, NONE) => end,
-        (a, b) if greedy => a.max(b),
-        (a, b) => a.min(b),
-    }
+/// The leftmost longest matches of a pattern in a value, one after the other.
+struct Matches<'v> {
+    value: &'v [char],
+    forward: States,
+    /// For each position, the end of the value included, whether a match begins there.
+    begins: Vec<bool>,
 }
 
-fn shift(row: &mut [usize], value: &[char], fits: impl Fn(char) -> bool) {
-    for (at, c) in value.iter().enumerate() {
-        row[at] = if fits(*c) { row[at + 1] } else { NONE };
+impl<'v> Matches<'v> {
+    fn new(pattern: &str, value: &'v [char], steps: &mut usize) -> Result<Self, PatternError> {
+        let tokens = tokens(pattern.chars())?;
+        let backward: Vec<Token> = tokens.iter().rev().copied().collect();
+        let (forward, mut backward) = (States::new(&tokens), States::new(&backward));
+        // Once to find the starts. The ends cost as much again and no more: a match that a star keeps open to the end of its
+        // line leaves no other match with that star in the line, and one without a star is as long as its pattern.
+        charge(&forward, value, 2, steps)?;
+        let mut begins = backward.ends_anywhere(value.iter().rev().copied());
+        begins.reverse();
+        Ok(Self { value, forward, begins })
     }
-    if let Some(last) = row.last_mut() {
-        *last = NONE;
+
+    /// The first match that begins at `from` or after it.
+    fn next(&mut self, from: usize) -> Option<(usize, usize)> {
+        let start = from + self.begins.get(from..)?.iter().position(|begins| *begins)?;
+        let length = self.forward.longest(&self.value[start..], false)?;
+        Some((start, start + length))
     }
 }
 
@@ -103,11 +107,11 @@ pub(crate) fn trim_prefix(
     pattern: &str,
     value: &str,
     greedy: bool,
-    cells: &mut usize,
+    steps: &mut usize,
 ) -> Result<String, PatternError> {
     let value: Vec<char> = value.chars().collect();
-    let end = ends(&tokens(pattern.chars())?, &value, greedy, cells)?.first().copied();
-    Ok(value[end.filter(|e| *e != NONE).unwrap_or(0)..].iter().collect())
+    let end = prefix(&tokens(pattern.chars())?, &value, greedy, steps)?;
+    Ok(value[end.unwrap_or(0)..].iter().collect())
 }
 
 /// `value` without the shortest (`greedy`: longest) suffix that matches `pattern`: the prefix rule on
@@ -116,7 +120,7 @@ pub(crate) fn trim_suffix(
     pattern: &str,
     value: &str,
     greedy: bool,
-    cells: &mut usize,
+    steps: &mut usize,
 ) -> Result<String, PatternError> {
     let mut reversed: Vec<char> = Vec::with_capacity(pattern.len());
     let mut chars = pattern.chars();
@@ -127,8 +131,8 @@ pub(crate) fn trim_suffix(
     }
     // `\x` went in as `x\`, so reading backwards gives `\x` again.
     let mut value: Vec<char> = value.chars().rev().collect();
-    let end = ends(&tokens(reversed.into_iter().rev())?, &value, greedy, cells)?.first().copied();
-    value.drain(..end.filter(|e| *e != NONE).unwrap_or(0));
+    let end = prefix(&tokens(reversed.into_iter().rev())?, &value, greedy, steps)?;
+    value.drain(..end.unwrap_or(0));
     Ok(value.into_iter().rev().collect())
 }
 
@@ -137,16 +141,15 @@ pub(crate) fn replace_first(
     pattern: &str,
     value: &str,
     replacement: &str,
-    cells: &mut usize,
+    steps: &mut usize,
 ) -> Result<String, PatternError> {
     let value: Vec<char> = value.chars().collect();
-    let ends = ends(&tokens(pattern.chars())?, &value, true, cells)?;
-    let Some((start, end)) = ends.iter().enumerate().find(|(_, e)| **e != NONE) else {
+    let Some((start, end)) = Matches::new(pattern, &value, steps)?.next(0) else {
         return Ok(value.into_iter().collect());
     };
     let mut out: String = value[..start].iter().collect();
     out.push_str(replacement);
-    out.extend(&value[*end..]);
+    out.extend(&value[end..]);
     Ok(out)
 }
 
@@ -156,19 +159,15 @@ pub(crate) fn replace_all(
     pattern: &str,
     value: &str,
     replacement: &str,
-    cells: &mut usize,
+    steps: &mut usize,
 ) -> Result<String, PatternError> {
     let value: Vec<char> = value.chars().collect();
-    let ends = ends(&tokens(pattern.chars())?, &value, true, cells)?;
+    let mut matches = Matches::new(pattern, &value, steps)?;
     let parts = template(replacement);
     let mut out = String::new();
     let mut copied = 0;
     let mut search = 0;
-    while search <= value.len() {
-        let Some(start) = (search..ends.len()).find(|at| ends[*at] != NONE) else {
-            break;
-        };
-        let end = ends[start];
+    while let Some((start, end)) = matches.next(search) {
         out.extend(&value[copied..start]);
         // An empty match right after another match is not replaced.
         if end > copied || start == 0 {
@@ -232,51 +231,5 @@ fn template(replacement: &str) -> Vec<Part<'_>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn trim_prefix(pattern: &str, value: &str, greedy: bool) -> Result<String, PatternError> {
-        super::trim_prefix(pattern, value, greedy, &mut MAX_CELLS.clone())
-    }
-
-    fn trim_suffix(pattern: &str, value: &str, greedy: bool) -> Result<String, PatternError> {
-        super::trim_suffix(pattern, value, greedy, &mut MAX_CELLS.clone())
-    }
-
-    fn replace_first(pattern: &str, value: &str, replacement: &str) -> Result<String, PatternError> {
-        super::replace_first(pattern, value, replacement, &mut MAX_CELLS.clone())
-    }
-
-    fn replace_all(pattern: &str, value: &str, replacement: &str) -> Result<String, PatternError> {
-        super::replace_all(pattern, value, replacement, &mut MAX_CELLS.clone())
-    }
-
-    #[test]
-    fn prefixes_and_suffixes() {
-        let v = "foo.bar.tar.gz";
-        assert_eq!(trim_prefix("*.", v, false).unwrap(), "bar.tar.gz");
-        assert_eq!(trim_prefix("*.", v, true).unwrap(), "gz");
-        assert_eq!(trim_suffix(".*", v, false).unwrap(), "foo.bar.tar");
-        assert_eq!(trim_suffix(".*", v, true).unwrap(), "foo");
-        assert_eq!(trim_suffix("\\*c", "ab*c", false).unwrap(), "ab");
-        assert_eq!(trim_prefix("x", v, false).unwrap(), v);
-        assert!(trim_prefix("\\f", v, false).is_err());
-    }
-
-    #[test]
-    fn replacements() {
-        assert_eq!(replace_first("b*", "abab", "X").unwrap(), "aX");
-        assert_eq!(replace_all("b", "abab", "<$0>").unwrap(), "a<b>a<b>");
-        assert_eq!(replace_all("*", "abab", "q").unwrap(), "q");
-        assert_eq!(replace_all("", "ab", "-").unwrap(), "-a-b-");
-        assert_eq!(replace_all("?", "abc", "q").unwrap(), "qqq");
-    }
-
-    #[test]
-    fn many_stars_stay_fast() {
-        let value = "a".repeat(20_000);
-        let pattern = "*a".repeat(500) + "b";
-        assert_eq!(trim_prefix(&pattern, &value, true).unwrap().len(), 20_000);
-        assert_eq!(trim_prefix(&"*".repeat(60_000), &value, true), Err(PatternError::TooLong));
-    }
-}
+#[path = "glob_tests.rs"]
+mod tests;

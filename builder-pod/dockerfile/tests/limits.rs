@@ -3,22 +3,18 @@
 
 use std::time::Duration;
 
+use cpu_time::ThreadTime;
 use kiln_dockerfile::expand::ExpandError;
 use kiln_dockerfile::{Dockerfile, GitRef, IgnoreFile, ParseErrorKind, expand_word, expand_words};
 
 const MB: usize = 1_000_000;
 const LARGE: usize = MB / 4;
 
-/// What this thread has had of the processor, so that a busy machine does not count.
-fn worked() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
+/// Measures what the thread had of the processor, so that a busy machine does not count.
 fn guarded<T>(what: &str, work: impl FnOnce() -> T) -> T {
-    let began = worked();
+    let began = ThreadTime::now();
     let result = work();
-    let took = worked().saturating_sub(began);
+    let took = began.elapsed();
     println!("{what}: {took:?}");
     assert!(took < Duration::from_secs(20), "{what} took {took:?}");
     result

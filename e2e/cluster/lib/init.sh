@@ -92,7 +92,7 @@ for i in $(seq "$nodes"); do
   until kubectl get node "node$i" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2> /dev/null | grep -q True; do sleep 0.2; done
   step "node$i"
 done
-kubectl -n kube-system wait --for=condition=Available deploy/coredns --timeout=120s > "$LOG/addons-wait.log" 2>&1; step dns
+kubectl -n kube-system rollout status ds/coredns --timeout=120s > "$LOG/addons-wait.log" 2>&1; step dns
 curl -sf -m 5 -o /dev/null "http://$CP_IP:5000/v2/"; step registry
 touch "$STATE/ready"
 trap - ERR; set +e

@@ -11,18 +11,20 @@ pub struct Target {
     pub name: &'static str,
     /// Takes any bytes.
     pub run: fn(&[u8]),
+    /// How often that goes through the bytes: what a target may take is so many times what one reading may.
+    pub passes: u32,
     /// Pieces of the format, for a mutator that does not learn them.
     pub words: &'static [&'static str],
 }
 
 /// All of them.
 pub const TARGETS: [Target; 6] = [
-    Target { name: "parse", run: language::parse, words: language::PARSE_WORDS },
-    Target { name: "expand", run: language::expand, words: language::EXPAND_WORDS },
-    Target { name: "ignore", run: language::ignore, words: language::IGNORE_WORDS },
-    Target { name: "reference", run: formats::reference, words: formats::REFERENCE_WORDS },
-    Target { name: "journal", run: formats::journal, words: formats::JOURNAL_WORDS },
-    Target { name: "tar", run: formats::tar, words: formats::TAR_WORDS },
+    Target { name: "parse", run: language::parse, passes: 3, words: language::PARSE_WORDS },
+    Target { name: "expand", run: language::expand, passes: 5, words: language::EXPAND_WORDS },
+    Target { name: "ignore", run: language::ignore, passes: 15, words: language::IGNORE_WORDS },
+    Target { name: "reference", run: formats::reference, passes: 5, words: formats::REFERENCE_WORDS },
+    Target { name: "journal", run: formats::journal, passes: 8, words: formats::JOURNAL_WORDS },
+    Target { name: "tar", run: formats::tar, passes: 1, words: formats::TAR_WORDS },
 ];
 
 /// Runs the target of this name.

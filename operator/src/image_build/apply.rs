@@ -61,17 +61,31 @@ pub(super) async fn account(
     Ok(Ok(secrets))
 }
 
-/// Makes request and pod of an attempt, or finds them made. `None` when the pod is there.
+/// What came of making a pod.
+#[derive(Debug, PartialEq)]
+pub enum Creation {
+    /// The pod of this UID is there, and it is the one that was asked for.
+    Made(String),
+    /// It is not.
+    Failed(CreationFaultKind),
+}
+
+/// Makes request and pod of an attempt, or finds them made.
 ///
 /// # Errors
 /// The API server did not answer as expected; it is tried again.
-pub async fn create(
-    ctx: &Context,
-    mut blueprint: Blueprint<'_>,
-) -> Result<Option<CreationFaultKind>, ReconcileError> {
+pub async fn create(ctx: &Context, mut blueprint: Blueprint<'_>) -> Result<Creation, ReconcileError> {
+    let failed = |kind| Ok(Creation::Failed(kind));
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
+    // Made by an operator that did not live to see it. Whether it could be made now is another question.
+    if ctx.pods.of(&blueprint.owner.uid).contains_key(blueprint.name)
+        && let Some(there) = timed("get pod", pods.get_opt(blueprint.name)).await?
+    {
+        return take_over(ctx, &blueprint, &there).await;
+    }
     let secrets = match account(ctx, &blueprint).await? {
         Ok(secrets) => secrets,
-        Err(fault) => return Ok(Some(fault)),
+        Err(fault) => return failed(fault),
     };
     blueprint.secrets = &secrets;
 
@@ -82,54 +96,85 @@ pub async fn create(
         Ok(_) => {}
         Err(error) => match Refusal::of(&error) {
             Some(Refusal::Exists) => {
-                let there = timed("get configmap", requests.get_opt(blueprint.name)).await?;
-                let owner = there.and_then(|c| c.metadata.owner_references).into_iter().flatten().next();
+                // One that went meanwhile is nobody's.
+                let Some(there) = timed("get configmap", requests.get_opt(blueprint.name)).await? else {
+                    return Err(ReconcileError::Conflict);
+                };
+                let owner = there.metadata.owner_references.into_iter().flatten().next();
                 if owner.is_none_or(|o| o.uid != blueprint.owner.uid) {
-                    return Ok(Some(CreationFaultKind::Terminal(foreign("ConfigMap", &blueprint))));
+                    return failed(CreationFaultKind::Terminal(foreign("ConfigMap", &blueprint)));
                 }
             }
-            Some(refusal) => return refusal.into_fault("ConfigMap").map(Some).ok_or(error),
+            Some(refusal) => return refusal.into_fault("ConfigMap").map(Creation::Failed).ok_or(error),
             None => return Err(error),
         },
     }
 
-    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
     let asked = blueprint.pod();
     let made = timed("create pod", pods.create(&PostParams::default(), &asked)).await;
     ctx.metrics.wrote(Write::Pod);
     let made = match made {
         Ok(pod) => pod,
-        Err(error) => match Refusal::of(&error) {
-            Some(Refusal::Exists) => {
-                let Some(pod) = timed("get pod", pods.get_opt(blueprint.name)).await? else {
-                    return Err(ReconcileError::Conflict);
-                };
-                let owner = PodView::of(&pod).owner;
-                if owner.as_deref() != Some(blueprint.owner.uid.as_str()) && !mutant!(AdoptForeignPod) {
-                    return Ok(Some(CreationFaultKind::Terminal(foreign("pod", &blueprint))));
-                }
-                pod
-            }
-            Some(refusal) => return refusal.into_fault("pod").map(Some).ok_or(error),
-            None => return Err(error),
-        },
+        Err(error) => {
+            return match Refusal::of(&error) {
+                Some(Refusal::Exists) => match timed("get pod", pods.get_opt(blueprint.name)).await? {
+                    Some(there) => take_over(ctx, &blueprint, &there).await,
+                    None => Err(ReconcileError::Conflict),
+                },
+                Some(refusal) => refusal.into_fault("pod").map(Creation::Failed).ok_or(error),
+                None => Err(error),
+            };
+        }
     };
     let view = PodView::of(&made);
-    if let Some(difference) = deviation(&asked, &made) {
-        let message = format!(
-            "pod {} was changed on its way into the cluster: {difference}; exempt pods labelled {}={} from the admission webhook that does this",
-            view.name,
-            super::names::COMPONENT.0,
-            super::names::COMPONENT.1
-        );
-        // Whether it has got a node meanwhile or not: it is not to run.
-        delete(ctx, &view, None).await?;
-        let failure = Failure::new(FailureClass::Policy, reason::POD_MODIFIED, message);
-        return Ok(Some(CreationFaultKind::Terminal(failure)));
+    let Some(difference) = deviation(&asked, &made) else {
+        tracing::info!(namespace = view.namespace, pod = view.name, "made builder pod");
+        return Ok(accept(ctx, view));
+    };
+    let message = format!(
+        "pod {} was changed on its way into the cluster: {difference}; exempt pods labelled {}={} from the admission webhook that does this",
+        view.name,
+        super::names::COMPONENT.0,
+        super::names::COMPONENT.1
+    );
+    // Whether it has got a node meanwhile or not: it is not to run.
+    delete(ctx, &view, None).await?;
+    failed(CreationFaultKind::Terminal(Failure::new(FailureClass::Policy, reason::POD_MODIFIED, message)))
+}
+
+/// Takes over a pod of the attempt's name that is there, where it is the object's and the one that was asked for.
+async fn take_over(
+    ctx: &Context,
+    blueprint: &Blueprint<'_>,
+    there: &Pod,
+) -> Result<Creation, ReconcileError> {
+    let view = PodView::of(there);
+    if view.owner.as_deref() != Some(blueprint.owner.uid.as_str()) && !mutant!(AdoptForeignPod) {
+        return Ok(Creation::Failed(CreationFaultKind::Terminal(foreign("pod", blueprint))));
     }
-    tracing::info!(namespace = view.namespace, pod = view.name, "made builder pod");
-    ctx.pods.answered(view);
-    Ok(None)
+    let Some(difference) = deviation(&blueprint.pod(), there) else {
+        tracing::info!(namespace = view.namespace, pod = view.name, "took over builder pod");
+        return Ok(accept(ctx, view));
+    };
+    if view.deletion.is_none() {
+        delete(ctx, &view, None).await?;
+    }
+    // Which of the two it was shows when it is made again.
+    Ok(Creation::Failed(CreationFaultKind::Missing(Failure::new(
+        FailureClass::Infrastructure,
+        reason::POD_MODIFIED,
+        format!(
+            "pod {} is not the one that this operator makes: {difference}; another version of Kiln made it, or an admission webhook changed it; it is deleted and made again",
+            view.name
+        ),
+    ))))
+}
+
+/// The pod is the one that was asked for.
+fn accept(ctx: &Context, pod: PodView) -> Creation {
+    let uid = pod.uid.clone();
+    ctx.pods.answered(pod);
+    Creation::Made(uid)
 }
 
 /// Secrets that the object names for its source and its steps and the service account does not list: who may create ImageBuilds is not to

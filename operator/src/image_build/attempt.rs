@@ -50,8 +50,11 @@ impl Decider<'_> {
         if let (true, Some(image)) = (mutant!(PushedIsTagged), pushed) {
             return Err(Ended(Outcome::Succeeded(image)));
         }
+        // One that only the watch shows may be another than was asked for: it counts once it was looked at.
+        let known = attempt.pod_uid.as_deref().or(self.o.verified);
+        let unchecked = attempt.pod_uid.is_none() && mutant!(UncheckedPod);
         let pod = self.o.pods.get(&attempt.pod_name);
-        let pod = pod.filter(|p| attempt.pod_uid.as_ref().is_none_or(|uid| *uid == p.uid));
+        let pod = pod.filter(|p| known == Some(p.uid.as_str()) || unchecked);
         let Some(pod) = pod else {
             return match attempt.pod_uid {
                 Some(_) if mutant!(PodMadeTwice) => self.make_pod(&attempt),

@@ -2,6 +2,7 @@
 
 use kiln_api::v1alpha1::FailureClass as Class;
 use kiln_contract::journal::{BuildState, Event};
+use kiln_contract::report::Outcome;
 use kiln_contract::{FailureClass, reason};
 
 use super::decide::Action;
@@ -16,6 +17,30 @@ fn no_permit_before_the_pod_is_on_record() {
     w.journal = Some(journal(&w, vec![plan(), Event::ReadyToTag { image: pushed() }]));
     assert!(kinds(&w.decide()).is_empty());
     assert_eq!(kinds(&w.decide()), ["permit"]);
+}
+
+#[test]
+fn a_pod_that_only_the_watch_shows_is_looked_at_before_it_counts() {
+    let mut w = World::new();
+    w.decide();
+    let uid = w.create_pod().uid.clone();
+    w.report(Outcome::Succeeded(pushed()));
+    for verified in [None, Some("another".to_owned())] {
+        w.verified = verified;
+        assert_eq!(kinds(&w.decide()), ["create"]);
+        assert_eq!((w.ready().as_str(), &w.status.attempts[0].pod_uid), ("Unknown Starting", &None));
+    }
+    w.verified = Some(uid.clone());
+    assert!(kinds(&w.decide()).is_empty());
+    assert_eq!((w.ready().as_str(), &w.status.attempts[0].pod_uid), ("True ImagePushed", &Some(uid)));
+    // Nobody wants it any more: it is ended as one that is left over.
+    let mut w = World::new();
+    w.decide();
+    w.create_pod().node = Some("n".into());
+    (w.verified, w.cancel) = (None, Some(1));
+    w.decide();
+    assert_eq!(w.ready(), "False Cancelled");
+    assert_eq!(kinds(&w.decide()), ["stop", "kill"]);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::pods::{Pods, Scope};
 use crate::policy::Policies;
 use crate::priorities::Priorities;
 use crate::queue::{Claim, Limits, Place, Queue, Wait};
+use crate::traces::Traces;
 
 use super::decide::{CreationFault, Slot};
 use super::events::Publisher;
@@ -37,6 +38,8 @@ pub struct Context {
     pub leadership: Leadership,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Sends traces of runs that ended.
+    pub traces: Traces,
     /// Writes Events.
     pub events: Publisher,
     /// The builder pods.
@@ -74,6 +77,8 @@ struct Memory {
     creation: Option<(String, CreationFault)>,
     /// What was said of a run's pod before it was made; the run.
     preflight: Option<(i64, Result<(), Failure>)>,
+    /// UID of the pod that was made last, once it was found to be the one that was asked for.
+    verified: Option<String>,
     /// The warnings about a pod that doesn't start, by its UID, and when they were read.
     warnings: Option<(String, Instant, Vec<Warning>)>,
     /// The ConfigMap ([`config_map_key`]) or Flux object ([`super::flux::key`]) that it builds from.
@@ -109,6 +114,7 @@ impl Context {
             config,
             leadership,
             metrics,
+            traces: Traces::default(),
             events,
             pods: Pods::default(),
             policies: Policies::default(),
@@ -232,9 +238,19 @@ impl Context {
             .map(|(_, fault)| fault)
     }
 
-    /// Remembers how it went.
-    pub fn tried(&self, uid: &str, attempt: &str, fault: Option<CreationFault>) {
-        self.with(uid, |memory| memory.creation = fault.map(|f| (attempt.to_owned(), f)));
+    /// Remembers how it failed.
+    pub fn failed_to_make(&self, uid: &str, attempt: &str, fault: CreationFault) {
+        self.with(uid, |memory| memory.creation = Some((attempt.to_owned(), fault)));
+    }
+
+    /// Remembers that the pod of that UID is there and the one that was asked for.
+    pub fn made(&self, uid: &str, pod: String) {
+        self.with(uid, |memory| (memory.creation, memory.verified) = (None, Some(pod)));
+    }
+
+    /// UID of the pod that was made last and is the one that was asked for.
+    pub fn verified(&self, uid: &str) -> Option<String> {
+        self.with(uid, |memory| memory.verified.clone())
     }
 
     /// What was said of that run's pod before it was made.

@@ -61,6 +61,8 @@ pub struct Observed<'a> {
     pub creation: Option<&'a CreationFault>,
     /// What the API server said of the run's pod before it was made; nothing when it was not asked.
     pub preflight: Option<&'a Result<(), Failure>>,
+    /// UID of the pod that was made last, once it was found to be the one that was asked for.
+    pub verified: Option<&'a str>,
     /// How long a pod may take.
     pub patience: Patience,
 }
@@ -92,7 +94,7 @@ pub enum CreationFaultKind {
     Terminal(Failure),
     /// The namespace's quota is used up: the API server's words.
     Quota(String),
-    /// Something that the pod names does not exist (yet).
+    /// Something that the pod names does not exist (yet), or a pod that is to go is still there.
     Missing(Failure),
 }
 

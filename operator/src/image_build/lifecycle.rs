@@ -180,13 +180,8 @@ fn failure_status(failure: &Failure, namespace: &str, pod: Option<&PodRef>) -> F
 
 /// Whether another attempt may end otherwise without anybody acting. What keeps a pod from starting stays as it is.
 pub fn is_retryable(failure: &Failure) -> bool {
-    const TERMINAL: [&str; 5] = [
-        reason::POD_START_FAILED,
-        reason::UNSCHEDULABLE,
-        reason::POD_REFUSED,
-        reason::POD_NAME_CONFLICT,
-        reason::POD_MODIFIED,
-    ];
+    const TERMINAL: [&str; 4] =
+        [reason::POD_START_FAILED, reason::UNSCHEDULABLE, reason::POD_REFUSED, reason::POD_NAME_CONFLICT];
     if mutant!(RetryEverything) {
         return true;
     }

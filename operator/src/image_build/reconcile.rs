@@ -23,7 +23,7 @@ use crate::policy;
 use crate::queue::Claim;
 use crate::telemetry::build_span;
 
-use super::apply::{self, FIELD_MANAGER};
+use super::apply::{self, Creation, FIELD_MANAGER};
 use super::conditions::{self, Phase};
 use super::context::{Context, runs, waits, waits_since};
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
@@ -180,24 +180,37 @@ async fn look_at_pods(
 ) -> Result<BTreeMap<String, PodView>, ReconcileError> {
     let mut pods = ctx.pods.of(&this.uid);
     let Some(subject) = this.subject(status).filter(|_| runs(status)) else { return Ok(pods) };
-    let on_record = status.attempts.last().and_then(|a| a.pod_uid.as_ref());
-    if let Some(uid) = on_record
+    let on_record = status.attempts.last().and_then(|a| a.pod_uid.clone());
+    if let Some(uid) = &on_record
         && !pods.contains_key(&subject.pod)
-    {
         // Gone, or made a moment ago by another operator: only the API server knows.
-        let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &this.namespace);
-        let there = timed("get pod", api.get_opt(&subject.pod)).await?.map(|pod| PodView::of(&pod));
-        if let Some(pod) = there.filter(|p| p.uid == *uid && p.owner.as_deref() == Some(this.uid.as_str())) {
-            ctx.pods.answered(pod.clone());
-            pods.insert(pod.name.clone(), pod);
-        }
+        && let Some(pod) = pod_now(ctx, this, &subject.pod, uid).await?
+    {
+        pods.insert(pod.name.clone(), pod);
     }
-    match pods.get(&subject.pod) {
+    let known = on_record.or_else(|| ctx.verified(&this.uid));
+    match pods.get(&subject.pod).filter(|p| known.as_ref() == Some(&p.uid)) {
         Some(pod) if pod.terminal => ctx.journals.settle(&subject).await,
         Some(pod) if pod.courier.has_started() => ctx.journals.follow(&subject),
         _ => {}
     }
     Ok(pods)
+}
+
+/// The object's pod of that name and UID as the API server has it now.
+async fn pod_now(
+    ctx: &Context,
+    this: &This,
+    name: &str,
+    uid: &str,
+) -> Result<Option<PodView>, ReconcileError> {
+    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &this.namespace);
+    let there = timed("get pod", api.get_opt(name)).await?.map(|pod| PodView::of(&pod));
+    let pod = there.filter(|p| p.uid == uid && p.owner.as_deref() == Some(this.uid.as_str()));
+    if let Some(pod) = &pod {
+        ctx.pods.answered(pod.clone());
+    }
+    Ok(pod)
 }
 
 /// What Events say of the pod that is to start, where it takes long to.
@@ -231,13 +244,13 @@ async fn confirm_end(
             a.number == attempt.number && (a.finished_at.is_none() || well)
         });
     let Some(pod) = pods.get(&attempt.pod_name).filter(|p| !goes_on && !p.terminal) else { return Ok(()) };
-    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &this.namespace);
-    match timed("get pod", api.get_opt(&attempt.pod_name)).await?.map(|p| PodView::of(&p)) {
-        Some(now) if now.uid == pod.uid && now.resource_version != pod.resource_version => {
-            ctx.pods.answered(now);
+    match pod_now(ctx, this, &pod.name, &pod.uid).await? {
+        Some(now) if now.resource_version == pod.resource_version => Ok(()),
+        Some(_) => Err(ReconcileError::Conflict),
+        None => {
+            ctx.pods.not_found(pod);
             Err(ReconcileError::Conflict)
         }
-        _ => Ok(()),
     }
 }
 
@@ -254,6 +267,7 @@ fn ponder(
     let journal = subject.as_ref().and_then(|s| ctx.journals.state(&s.uid, &s.attempt));
     let creation = subject.as_ref().and_then(|s| ctx.creation(&s.uid, &s.attempt));
     let preflight = ctx.preflight(&this.uid, stored.run.unwrap_or_default());
+    let verified = ctx.verified(&this.uid);
     let mut observed = Observed {
         name: &this.name,
         namespace: &this.namespace,
@@ -269,6 +283,7 @@ fn ponder(
         slot: Slot::Unknown,
         creation: creation.as_ref(),
         preflight: preflight.as_ref(),
+        verified: verified.as_deref(),
         patience: Patience {
             scheduling: ctx.config.pod_scheduling_deadline.seconds(),
             start: ctx.config.pod_start_grace.seconds(),
@@ -327,6 +342,7 @@ async fn write_status(
     let version = written.metadata.resource_version.clone().unwrap_or_default();
     ctx.wrote(&this.uid, written);
     ctx.metrics.stored(before, after);
+    ctx.traces.stored(build, before, after);
     let events = ctx.events.publish(&build.object_ref(&()), &transitions(before, after)).await;
     ctx.metrics.wrote_many(Write::Event, events);
     if before.completion_time.is_none() && after.completion_time.is_some() {
@@ -383,26 +399,27 @@ async fn act(
     decision: &Decision,
 ) -> Result<(), ReconcileError> {
     let views: Vec<&PodView> = pods.values().collect();
+    // What was read may be old, and a pod that looks left over belong to an attempt that began since.
+    let mut confirmed = now.written;
     for action in &decision.actions {
         if !ctx.leadership.is_leader() {
             return Err(ReconcileError::NotLeader);
         }
+        let (look, blind) = match action {
+            // The tag moves after this.
+            Action::Permit { .. } => (true, mutant!(PermitWithoutLook)),
+            Action::CreatePod { .. } => (!confirmed, false),
+            // It changes nothing.
+            Action::Preflight => (false, false),
+            _ => (!confirmed, mutant!(StopWithoutLook)),
+        };
+        if look && !blind {
+            now.confirm(ctx, this).await?;
+            confirmed = true;
+        }
         match action {
-            Action::CreatePod { .. } => {
-                // A pod that was to be made before may be there, and its object gone.
-                if !now.written {
-                    now.confirm(ctx, this).await?;
-                }
-                create(ctx, build, this, desired, &decision.status).await?;
-            }
+            Action::CreatePod { .. } => create(ctx, build, this, desired, &decision.status).await?,
             Action::Preflight => preflight::ask(ctx, build, desired, &decision.status).await?,
-            Action::Permit { .. } => {
-                // The tag moves after this.
-                if !mutant!(PermitWithoutLook) {
-                    now.confirm(ctx, this).await?;
-                }
-                apply::act(ctx, &this.namespace, &views, action).await?;
-            }
             _ => apply::act(ctx, &this.namespace, &views, action).await?,
         }
     }
@@ -432,9 +449,13 @@ async fn create(
         secrets: &[],
         config: &ctx.config,
     };
-    let fault = apply::create(ctx, blueprint).await?;
-    let again = fault.map(|kind| CreationFault { at: ctx.clock.now(), kind });
-    ctx.tried(&this.uid, &subject.attempt, again);
+    match Box::pin(apply::create(ctx, blueprint)).await? {
+        Creation::Made(uid) => ctx.made(&this.uid, uid),
+        Creation::Failed(kind) => {
+            let fault = CreationFault { at: ctx.clock.now(), kind };
+            ctx.failed_to_make(&this.uid, &subject.attempt, fault);
+        }
+    }
     // The pod goes on record, or the fault into the status.
     ctx.wake((this.namespace.clone(), this.name.clone()));
     Ok(())

@@ -135,6 +135,7 @@ pub struct World {
     pub slot: Slot,
     pub creation: Option<CreationFault>,
     pub preflight: Option<Result<(), Failure>>,
+    pub verified: Option<String>,
 }
 
 impl World {
@@ -152,6 +153,7 @@ impl World {
             slot: Slot::Granted,
             creation: None,
             preflight: None,
+            verified: None,
         }
     }
 
@@ -182,12 +184,13 @@ impl World {
                 slot: self.slot.clone(),
                 creation: self.creation.as_ref(),
                 preflight: self.preflight.as_ref(),
+                verified: self.verified.as_deref(),
                 patience: Patience { scheduling: 3600, start: 300 },
             },
         )
     }
 
-    /// The pod of the latest attempt as the API server has it after creation.
+    /// The pod of the latest attempt as the API server has it after creation, found to be the one that was asked for.
     pub fn create_pod(&mut self) -> &mut PodView {
         let attempt = self.status.attempts.last().expect("an attempt");
         let id = names::attempt_id("u", self.status.run.expect("a run"), attempt.number);
@@ -200,7 +203,9 @@ impl World {
             created: Some(at(self.now)),
             ..PodView::default()
         };
-        self.pods.entry(pod.name.clone()).or_insert(pod)
+        let pod = self.pods.entry(pod.name.clone()).or_insert(pod);
+        self.verified = Some(pod.uid.clone());
+        pod
     }
 
     /// Begins a run and brings its pod to where both containers run and the pod is on record.

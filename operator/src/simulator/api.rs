@@ -70,7 +70,8 @@ pub struct Api {
     pub now: i64,
 }
 
-fn refused(code: u16, reason: &str, message: &str) -> Answer {
+/// A refusal with that reason.
+pub fn refused(code: u16, reason: &str, message: &str) -> Answer {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code});
     (code, status)
@@ -311,4 +312,20 @@ pub fn owner(object: &Value) -> Option<String> {
 
 pub fn is_terminal(pod: &Value) -> bool {
     matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+}
+
+/// The environment variable that the simulated webhook gives the builder.
+const INJECTED: &str = "INJECTED";
+
+/// What an admission webhook does to a pod that it does not know better than to change.
+pub fn inject(pod: &mut Value) {
+    for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
+        container["env"] = json!([{"name": INJECTED, "value": "yes"}]);
+    }
+}
+
+/// Whether the webhook has changed that pod.
+pub fn is_changed(pod: &Value) -> bool {
+    let containers = pod["spec"]["containers"].as_array();
+    containers.into_iter().flatten().any(|c| c["env"][0]["name"] == INJECTED)
 }

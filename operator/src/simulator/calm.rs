@@ -12,8 +12,8 @@ impl World {
     /// It does not, or an invariant did not hold.
     pub async fn calm(&mut self) -> Verdict {
         self.say(|| "calm".to_owned());
-        self.weather = Weather { faults: 0, mishaps: 0, chaos: 0, two_leaders: false, skew: 0, users: 0 };
-        self.quota_used_up = false;
+        self.weather = Weather::default();
+        (self.quota_used_up, self.forbidden) = (false, false);
         self.hung.clear();
         self.operators.truncate(1);
         if self.operators.is_empty() {
@@ -76,10 +76,13 @@ impl World {
                 self.api.collect();
                 if self.api.history.len() == before {
                     let next = self.operators[0].next_timer().map(|at| (at - self.api.now).max(1));
+                    // A courier writes a line every 20 seconds, and is to be heard.
+                    let works = self.runners.values().any(|r| r.is_alive() && r.suffered.is_none());
+                    let at_most = if works { 20 } else { 600 };
                     return Ok(match (next, alive.is_empty()) {
                         (None, true) => Some(i64::MAX),
                         (next, true) => next,
-                        (Some(next), false) => Some(next.min(600)),
+                        (Some(next), false) => Some(next.min(at_most)),
                         (None, false) => None,
                     });
                 }

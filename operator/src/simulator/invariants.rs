@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_api::ImageBuildStatus;
-use kiln_api::v1alpha1::{FailureClass, HistoryEntry, RunResult, condition};
+use kiln_api::v1alpha1::{AttemptStatus, FailureClass, HistoryEntry, RunResult, condition};
 use kiln_contract::control::{PERMIT_ANNOTATION, STOP_ANNOTATION};
 use kiln_contract::reason;
 use serde_json::Value;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::image_build::conditions::find;
 use crate::image_build::lifecycle::HISTORY;
 
-use super::api::{Actor, Api, Change, Key, Kind, is_terminal, owner, uid};
+use super::api::{Actor, Api, Change, Key, Kind, is_changed, is_terminal, owner, uid};
 use super::node::{Mishap, Runner, Runners, Stage};
 use super::registry::Registry;
 
@@ -48,6 +48,8 @@ pub struct Invariants {
     made: BTreeMap<(String, String), BTreeSet<String>>,
     /// UIDs of pods that a status has named.
     on_record: BTreeSet<String>,
+    /// UIDs of ImageBuilds with a pod that Pod Security did not let in.
+    pub refused: BTreeSet<String>,
     /// How long the history was whenever an operator looked at an object.
     looks: BTreeMap<(usize, Key), Vec<usize>>,
 }
@@ -121,7 +123,10 @@ impl Invariants {
         let size = now["status"].to_string().len();
         ensure(size <= MAX_STATUS, || format!("a status of {size} bytes"))?;
         self.on_record.extend(new.attempts.iter().filter_map(|a| a.pod_uid.clone()));
+        let mut pods = new.attempts.iter().filter_map(|a| scene.runners.get(a.pod_uid.as_ref()?));
+        ensure(pods.all(|p| !p.changed), || "a pod that admission changed came on record".into())?;
         runs_go_on(&old, &new)?;
+        new.attempts.iter().try_for_each(|attempt| is_told_as_it_was(scene, attempt))?;
         row(&new)?;
         let known = old.history.last().map_or(0, |h| h.run);
         for ended in new.history.iter().filter(|h| h.run > known) {
@@ -168,7 +173,14 @@ impl Invariants {
             FailureClass::Timeout => age >= TIMEOUT - 5,
             _ if failure.reason == reason::POD_START_FAILED => age >= GRACE - 5,
             _ if failure.reason == reason::POD_NAME_CONFLICT => meddled,
-            _ if failure.reason == reason::UNSCHEDULABLE => age >= UNSCHEDULABLE - 5,
+            _ if failure.reason == reason::POD_REFUSED => self.refused.contains(uid),
+            _ if failure.reason == reason::POD_MODIFIED => {
+                let run = format!("{uid}-{run}-");
+                scene.runners.values().any(|r| r.changed && r.made_for().starts_with(&run))
+            }
+            _ if failure.reason == reason::UNSCHEDULABLE => {
+                age >= UNSCHEDULABLE - 5 && pod.is_some_and(|p| p.suffered == Some(Mishap::NoNode))
+            }
             // Its node was slow, or it met with something, each time.
             _ => new.attempts.len() == ATTEMPTS && (mishaps >= 1 || meddled || age >= GRACE - 5),
         };
@@ -183,7 +195,9 @@ impl Invariants {
     fn pod_written(&mut self, scene: Scene<'_>, change: &Change, index: usize, operator: usize) -> Verdict {
         let name = &change.key.2;
         let Some(now) = &change.now else {
-            return change.before.as_ref().map_or(Ok(()), |pod| deleted(scene, pod, change.at));
+            let Some(pod) = &change.before else { return Ok(()) };
+            left_over(scene, pod, index)?;
+            return deleted(scene, pod, change.at);
         };
         let owner = owner(now).ok_or_else(|| format!("an operator touched pod {name} of somebody else"))?;
         let Some(before) = &change.before else {
@@ -192,9 +206,11 @@ impl Invariants {
             let works = |r: &Runner| r.is_alive() && (r.stage > Stage::New || r.lost);
             let alive = made.iter().any(|uid| scene.runners.get(uid).is_some_and(works));
             let build = scene.api.all(Kind::Build).find(|(_, b)| uid(b) == owner);
-            let attempts = build.and_then(|(_, b)| b["status"]["attempts"].as_array());
-            let on_record =
-                attempts.into_iter().flatten().any(|a| a["podName"] == **name && a["podUid"].is_string());
+            let mut earlier = scene.api.history[..change.sent].iter();
+            let of = |b: &Value| uid(b) == owner;
+            let then = earlier.rfind(|c| c.key.0 == Kind::Build && c.now.as_deref().is_some_and(of));
+            let then = then.and_then(|c| c.now.as_ref()).map(|b| status(b).attempts).unwrap_or_default();
+            let on_record = then.iter().any(|a| a.pod_name == *name && a.pod_uid.is_some());
             ensure(!alive && !on_record, || format!("pod {name} was made twice"))?;
             made.insert(uid(now));
             // A request of a dead operator may arrive long after its attempt has ended: such a pod is stopped when it is seen,
@@ -208,10 +224,21 @@ impl Invariants {
             return if current { self.alone(scene, &owner, &uid(now), index) } else { Ok(()) };
         };
         if now["metadata"]["deletionTimestamp"] != before["metadata"]["deletionTimestamp"] {
+            left_over(scene, before, index)?;
             deleted(scene, before, change.at)?;
+        }
+        let told = |pod: &Value| {
+            (
+                pod["metadata"]["annotations"][STOP_ANNOTATION].clone(),
+                pod["spec"]["activeDeadlineSeconds"].clone(),
+            )
+        };
+        if told(now) != told(before) {
+            left_over(scene, before, index)?;
         }
         let permit = &now["metadata"]["annotations"][PERMIT_ANNOTATION];
         if *permit != before["metadata"]["annotations"][PERMIT_ANNOTATION] {
+            ensure(!is_changed(now), || format!("a permit for pod {name}, which admission changed"))?;
             return self.permitted(scene, now, &owner, (index, change.sent), operator);
         }
         Ok(())
@@ -280,6 +307,19 @@ impl Invariants {
     }
 }
 
+/// What the kubelet or the scheduler did to a pod is said of an attempt only where they did it.
+fn is_told_as_it_was(scene: Scene<'_>, attempt: &AttemptStatus) -> Verdict {
+    let Some(pod) = attempt.pod_uid.as_ref().and_then(|uid| scene.runners.get(uid)) else { return Ok(()) };
+    let possible: &[Mishap] = match attempt.class {
+        Some(FailureClass::Evicted) => &[Mishap::Evicted, Mishap::Preempted],
+        Some(FailureClass::OutOfMemory) => &[Mishap::OutOfMemory],
+        _ => return Ok(()),
+    };
+    ensure(pod.suffered.is_some_and(|mishap| possible.contains(&mishap)), || {
+        format!("an attempt ended as {:?} whose pod suffered {:?}", attempt.class, pod.suffered)
+    })
+}
+
 /// Runs are numbered, and what has ended stays as it ended.
 fn runs_go_on(old: &ImageBuildStatus, new: &ImageBuildStatus) -> Verdict {
     ensure(new.run >= old.run, || format!("run {:?} after run {:?}", new.run, old.run))?;
@@ -318,9 +358,23 @@ fn really_tagged(scene: Scene<'_>, uid: &str, ended: &HistoryEntry) -> Verdict {
     ensure(there, || format!("run {} succeeded and its tag was never moved", ended.run))
 }
 
-/// A pod is deleted only when nobody needs its log any more.
+/// A pod is stopped or deleted only when its attempt has ended or is to end, by what was stored before that change; or when it
+/// is not to run at all.
+fn left_over(scene: Scene<'_>, pod: &Value, index: usize) -> Verdict {
+    let (name, owner) = (&pod["metadata"]["name"], owner(pod).unwrap_or_default());
+    let mut earlier = scene.api.history[..index].iter();
+    let last = earlier.rfind(|c| c.key.0 == Kind::Build && c.now.as_ref().is_some_and(|b| uid(b) == owner));
+    let Some(build) = last.and_then(|c| c.now.as_ref()).filter(|_| !is_changed(pod)) else { return Ok(()) };
+    let attempts = status(build).attempts;
+    let current = attempts.last().filter(|a| *name == *a.pod_name && a.finished_at.is_none());
+    ensure(current.is_none_or(|a| a.stop_reason.is_some()), || {
+        format!("pod {name} was stopped, and its attempt is under way")
+    })
+}
+
+/// A pod is deleted only when nobody needs its log any more, or when it is not to run at all.
 fn deleted(scene: Scene<'_>, pod: &Value, at: i64) -> Verdict {
-    if !pod["spec"]["nodeName"].is_string() {
+    if !pod["spec"]["nodeName"].is_string() || is_changed(pod) {
         return Ok(());
     }
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();

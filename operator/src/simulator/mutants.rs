@@ -43,10 +43,14 @@ pub enum Mutant {
     PodMadeTwice,
     /// The conditions say that all is well while the next run is under way.
     ReadyTooEarly,
+    /// A pod that the watch shows comes on record before it was looked at.
+    UncheckedPod,
+    /// Pods are stopped and deleted without a look at the object as it is now.
+    StopWithoutLook,
 }
 
 /// All of them.
-pub const ALL: [Mutant; 18] = [
+pub const ALL: [Mutant; 20] = [
     Mutant::PermitWithoutLook,
     Mutant::PermitUnwanted,
     Mutant::StatusWithoutVersion,
@@ -65,6 +69,8 @@ pub const ALL: [Mutant; 18] = [
     Mutant::EndedRunDecidedAgain,
     Mutant::PodMadeTwice,
     Mutant::ReadyTooEarly,
+    Mutant::UncheckedPod,
+    Mutant::StopWithoutLook,
 ];
 
 thread_local! {

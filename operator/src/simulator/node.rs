@@ -10,7 +10,7 @@ use kiln_contract::request::{BuildRequest, Content, Source};
 use kiln_contract::{Failure, FailureClass, VERSION, reason};
 use serde_json::{Value, json};
 
-use super::api::{Api, Key, Kind, merge, time, uid};
+use super::api::{Api, Key, Kind, is_changed, merge, time, uid};
 use super::registry::Registry;
 
 /// What happens to a pod that nobody asked for.
@@ -20,12 +20,16 @@ pub enum Mishap {
     Reported,
     /// The kubelet evicts the pod; nobody reports.
     Evicted,
+    /// The scheduler takes its place for another; nobody reports, and the pod is gone.
+    Preempted,
     /// All containers are killed; nobody reports.
     Killed,
     /// The whole build container was killed for its memory; the courier reports a lost builder.
     OutOfMemory,
     /// The node loses its network: nothing reaches it or comes from it, and what runs there runs on.
     NodeLost,
+    /// No node has room for it.
+    NoNode,
     /// Its image can't be pulled.
     NoImage,
     /// A step that does not end.
@@ -67,6 +71,8 @@ pub struct Runner {
     pub suffered: Option<Mishap>,
     /// Whether its node is cut off.
     pub lost: bool,
+    /// Whether an admission webhook changed the pod.
+    pub changed: bool,
     /// Seconds that its node's clock is ahead of the API server's.
     pub skew: i64,
     /// How it ended, as the kubelet says it.
@@ -95,6 +101,7 @@ impl Runner {
             mishap,
             suffered: None,
             lost: false,
+            changed: is_changed(pod),
             skew,
             ended: None,
             ready: None,
@@ -112,6 +119,11 @@ impl Runner {
 
     pub fn attempt(&self) -> String {
         self.request.as_ref().map(|r| r.attempt.clone()).unwrap_or_default()
+    }
+
+    /// The attempt that it was made for, whether it has read its request or not.
+    pub fn made_for(&self) -> &str {
+        self.view["metadata"]["annotations"]["kiln.build/attempt"].as_str().unwrap_or_default()
     }
 
     /// The Dockerfile that it builds.
@@ -255,6 +267,11 @@ impl Runner {
                 self.mishap = None;
             }
             Mishap::Hangs => return true,
+            Mishap::NoNode => {
+                let words = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "simulated"}]);
+                self.status(api, |s| s["conditions"] = words);
+                return true;
+            }
             Mishap::NoImage => {
                 let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "simulated"}});
                 let status = container(COURIER_CONTAINER, &waiting);
@@ -264,6 +281,17 @@ impl Runner {
             Mishap::Reported | Mishap::OutOfMemory => self.fail(api, lost()),
             Mishap::Evicted => self.end(api, None, Some(("Evicted", "simulated"))),
             Mishap::Killed => self.end(api, None, None),
+            Mishap::Preempted => {
+                let disrupted =
+                    json!({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"});
+                self.status(api, |s| {
+                    if let Some(all) = s["conditions"].as_array_mut() {
+                        all.push(disrupted);
+                    }
+                });
+                self.end(api, None, None);
+                api.remove(&self.key.clone());
+            }
         }
         true
     }

@@ -30,6 +30,11 @@ pub fn furnish(world: &mut World) {
 
 fn create(world: &mut World, namespace: &str, name: &str) {
     let text = dockerfile(world.rng.u32(0..5));
+    apply(world, namespace, name, &text);
+}
+
+/// Applies an ImageBuild with that Dockerfile.
+pub fn apply(world: &mut World, namespace: &str, name: &str, text: &str) {
     let object = json!({
         "apiVersion": "kiln.build/v1alpha1", "kind": "ImageBuild", "metadata": {},
         "spec": {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::config::Config;
 use crate::image_build::names;
 
-use super::api::{Actor, Api, Key, Kind, fault, owner, time, uid};
+use super::api::{Actor, Api, Key, Kind, fault, owner, refused, time, uid};
 use super::gate::{Gate, Pending, Reply};
 use super::invariants::{Invariants, Scene, Verdict};
 use super::node::{Mishap, Runner, Runners, Stage};
@@ -22,7 +22,7 @@ const NODE_GONE: i64 = 300;
 pub const BEGIN: i64 = 1_800_000_000;
 
 /// How rough it is. Drawn from the seed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Weather {
     /// Of a thousand requests, how many meet with a fault.
     pub faults: u32,
@@ -36,6 +36,8 @@ pub struct Weather {
     pub skew: i64,
     /// How often users do something.
     pub users: u32,
+    /// Of a hundred pods, how many an admission webhook changes.
+    pub webhook: u32,
 }
 
 impl Weather {
@@ -47,6 +49,7 @@ impl Weather {
             two_leaders: rng.u32(0..3) == 0,
             skew: *rng.choice(&[0, 0, 5, 600]).unwrap_or(&0),
             users: rng.u32(0..8),
+            webhook: *rng.choice(&[0, 0, 0, 25]).unwrap_or(&0),
         }
     }
 }
@@ -66,6 +69,8 @@ pub struct World {
     /// Since when nodes are silent, by pod.
     pub silent: Vec<(String, i64)>,
     pub quota_used_up: bool,
+    /// Pod Security lets no builder pod in.
+    pub forbidden: bool,
     pub invariants: Invariants,
     /// What has happened, for who reads why.
     pub trace: Vec<String>,
@@ -90,6 +95,7 @@ impl World {
             hung: Vec::new(),
             silent: Vec::new(),
             quota_used_up: false,
+            forbidden: false,
             invariants: Invariants::default(),
             trace: Vec::new(),
             seen_pods: 0,
@@ -205,19 +211,31 @@ impl World {
     }
 
     fn mishap(&mut self) -> (Stage, Mishap) {
-        use Mishap::{Evicted, Hangs, Killed, NoImage, NodeLost, OutOfMemory, Reported};
+        use Mishap::{Evicted, Hangs, Killed, NoImage, NoNode, NodeLost, OutOfMemory, Preempted, Reported};
         const STAGES: [Stage; 6] =
             [Stage::Courier, Stage::Building, Stage::Step1, Stage::Pushing, Stage::Ready, Stage::Tagged];
         let mishap = *self
             .rng
-            .choice(&[Evicted, Hangs, Killed, NoImage, NodeLost, NodeLost, OutOfMemory, Reported])
+            .choice(&[
+                Evicted,
+                Hangs,
+                Killed,
+                NoImage,
+                NoNode,
+                NodeLost,
+                NodeLost,
+                OutOfMemory,
+                Preempted,
+                Reported,
+            ])
             .unwrap_or(&Killed);
         let stage = match mishap {
+            NoNode => Stage::New,
             NoImage => Stage::Scheduled,
             Hangs => Stage::Step1,
             OutOfMemory => Stage::Building,
             // A node may be lost with a permit in the courier's hands.
-            NodeLost | Evicted | Killed => *self.rng.choice(&STAGES).unwrap_or(&Stage::Ready),
+            NodeLost | Evicted | Killed | Preempted => *self.rng.choice(&STAGES).unwrap_or(&Stage::Ready),
             Reported => *self.rng.choice(&STAGES[..4]).unwrap_or(&Stage::Courier),
         };
         (stage, mishap)
@@ -263,15 +281,18 @@ impl World {
     }
 
     /// A request is answered, well or not.
-    fn serve(&mut self, pending: Pending) {
+    pub fn serve(&mut self, pending: Pending) {
         let roll = self.rng.u32(0..1000);
         let limit = self.weather.faults;
         let is_new_pod = pending.call.method == "POST" && pending.call.path.ends_with("/pods");
-        if is_new_pod && self.quota_used_up {
-            let message = "pods \"x\" is forbidden: exceeded quota: q";
-            let refusal = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "message": message, "reason": "Forbidden", "code": 403});
-            let _ = pending.reply.send(Reply::Answer((403, refusal)));
+        if is_new_pod && (self.quota_used_up || self.forbidden) {
+            let message = if self.quota_used_up {
+                "pods \"x\" is forbidden: exceeded quota: q"
+            } else {
+                self.invariants.refused.insert(owner(&pending.call.body).unwrap_or_default());
+                "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": simulated"
+            };
+            let _ = pending.reply.send(Reply::Answer(refused(403, "Forbidden", message)));
         } else if roll >= limit {
             self.carry_out(pending);
         } else {
@@ -296,7 +317,7 @@ impl World {
         }
     }
 
-    fn handle(&mut self, pending: &Pending) -> super::api::Answer {
+    pub fn handle(&mut self, pending: &Pending) -> super::api::Answer {
         self.api.actor = Actor::Operator(pending.from);
         self.api.sent = pending.sent;
         let (method, path) = (&pending.call.method, &pending.call.path);
@@ -306,7 +327,12 @@ impl World {
             let at = self.api.history.len();
             self.invariants.looked(pending.from, &key, at);
         }
-        let answer = self.api.handle(&pending.call);
+        let mut call = pending.call.clone();
+        if method == "POST" && path.ends_with("/pods") && self.rng.u32(0..100) < self.weather.webhook {
+            self.say(|| "an admission webhook changes the pod".to_owned());
+            super::api::inject(&mut call.body);
+        }
+        let answer = self.api.handle(&call);
         if method != "GET" {
             let (from, code) = (pending.from, answer.0);
             let what = pending.call.body["metadata"]["annotations"].to_string();
@@ -429,9 +455,11 @@ impl World {
                 self.say(|| format!("a watch breaks; the list lags by {lag}"));
             }
             4 => {
-                self.quota_used_up = !self.quota_used_up;
-                let used_up = self.quota_used_up;
-                self.say(|| format!("quota used up: {used_up}"));
+                let what =
+                    if self.rng.u32(0..3) == 0 { &mut self.forbidden } else { &mut self.quota_used_up };
+                *what = !*what;
+                let (forbidden, used_up) = (self.forbidden, self.quota_used_up);
+                self.say(|| format!("pods are forbidden: {forbidden}; quota used up: {used_up}"));
             }
             _ => {
                 // A request that nobody waits for any more arrives.

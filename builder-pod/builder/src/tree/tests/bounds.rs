@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
 
+use cpu_time::ThreadTime;
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -18,16 +19,11 @@ use crate::tree::{copy_stream, unpack, unpack_plain, write_inline};
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// What this thread has had of the processor, so that a busy machine does not count.
-fn worked() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
+/// Measures what the thread had of the processor, so that a busy machine does not count.
 fn guarded<T>(what: &str, work: impl FnOnce() -> T) -> T {
-    let began = worked();
+    let began = ThreadTime::now();
     let result = work();
-    let took = worked().saturating_sub(began);
+    let took = began.elapsed();
     println!("{what}: {took:?}");
     assert!(took < Duration::from_secs(30), "{what} took {took:?}");
     result
