@@ -1,6 +1,6 @@
 # What can be done here; `make` alone says it. The work is in scripts/ and e2e/cluster/.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check conformance differential simulate dist images chart-test crds reference health fmt
+.PHONY: help demo demo-down test check conformance differential simulate scale dist images chart-test crds reference health fmt
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -28,6 +28,9 @@ chart-test: ## Lint the Helm chart and test what it renders
 
 simulate: ## The operator against a simulated cluster: 10,000 seeds and every mutant; SEED=n for one, with its story
 	@scripts/simulate
+
+scale: ## The operator at 10,000 ImageBuilds: table and target/scale/scale.json; about 20 minutes
+	@scripts/scale
 
 health: ## kstatus, Flux and Argo CD: what they make of every status, by their own code
 	@scripts/health all

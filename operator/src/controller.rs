@@ -167,7 +167,12 @@ async fn run_scope(
     let known = note_objects(
         ctx.clone(),
         scope.clone(),
-        watcher(api(&ctx, &scope), watcher::Config::default()),
+        watcher(api(&ctx, &scope), watcher::Config::default()).modify(|object: &mut Object| {
+            // A third of what would be kept of each object.
+            if let Ok(build) = &mut object.0 {
+                build.metadata.managed_fields = None;
+            }
+        }),
         synced,
     );
     let objects = reflector::reflector(writer, known).default_backoff().touched_objects();

@@ -225,6 +225,11 @@ impl Queue {
         self.grant()
     }
 
+    /// How many have a place.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
     /// How many wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()

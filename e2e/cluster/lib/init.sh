@@ -38,7 +38,7 @@ run apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-ad
   --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$PKI/sa.pub" \
   --service-account-signing-key-file="$PKI/sa.key" --kubelet-client-certificate="$PKI/admin.crt" \
   --kubelet-client-key="$PKI/admin.key" --kubelet-preferred-address-types=InternalIP \
-  --enable-aggregator-routing=true --allow-privileged=true --profiling=false
+  --enable-aggregator-routing=true --allow-privileged=true --profiling=false ${APISERVER_FLAGS:-}
 
 # A user-space NAT gives pods a way to package mirrors without any rule on the machine. It needs the machine's network
 # namespace but lives in our pid namespace, so that it can't outlive the cluster. Nobody after it gets descriptor 7.
@@ -85,14 +85,16 @@ run scheduler kube-scheduler --kubeconfig="$PKI/scheduler.kubeconfig" --leader-e
 until api_answers readyz; do sleep 0.1; done; step "api server"
 
 export KUBECONFIG=$ADMIN
-forward="forward . $SLIRP_DNS"
-sed "s|__DNS_IP__|$DNS_IP|; s|__CP_IP__|$CP_IP|; s|__AUTH_IP__|$AUTH_IP|; s|__FORWARD__|${egress:+$forward}|" "$HERE/lib/addons.yaml" |
-  kubectl apply -f - > "$LOG/addons.log" 2>&1
-for i in $(seq "$nodes"); do
-  until kubectl get node "node$i" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2> /dev/null | grep -q True; do sleep 0.2; done
-  step "node$i"
-done
-kubectl -n kube-system rollout status ds/coredns --timeout=120s > "$LOG/addons-wait.log" 2>&1; step dns
+if [ "$nodes" != 0 ]; then
+  forward="forward . $SLIRP_DNS"
+  sed "s|__DNS_IP__|$DNS_IP|; s|__CP_IP__|$CP_IP|; s|__AUTH_IP__|$AUTH_IP|; s|__FORWARD__|${egress:+$forward}|" "$HERE/lib/addons.yaml" |
+    kubectl apply -f - > "$LOG/addons.log" 2>&1
+  for i in $(seq "$nodes"); do
+    until kubectl get node "node$i" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2> /dev/null | grep -q True; do sleep 0.2; done
+    step "node$i"
+  done
+  kubectl -n kube-system rollout status ds/coredns --timeout=120s > "$LOG/addons-wait.log" 2>&1; step dns
+fi
 curl -sf -m 5 -o /dev/null "http://$CP_IP:5000/v2/"; step registry
 touch "$STATE/ready"
 trap - ERR; set +e

@@ -24,6 +24,7 @@ use crate::traces::Traces;
 use super::decide::{CreationFault, Slot};
 use super::events::Publisher;
 use super::kubelet::Warning;
+use super::pace;
 use super::preflight::LetIn;
 
 /// What reconciles share.
@@ -73,6 +74,8 @@ struct Memory {
     name: String,
     /// The object as the last write of its status left it, and its resourceVersion.
     written: Option<(u64, Arc<ImageBuild>)>,
+    /// When its status was last written, in seconds.
+    written_at: Option<i64>,
     /// How the last try to make an attempt's pod failed; the attempt.
     creation: Option<(String, CreationFault)>,
     /// What was said of a run's pod before it was made; the run.
@@ -226,9 +229,22 @@ impl Context {
     }
 
     /// Remembers an object whose status was written.
-    pub fn wrote(&self, uid: &str, build: ImageBuild) {
+    pub fn wrote(&self, uid: &str, mut build: ImageBuild) {
+        // A third of the object, and of no use here.
+        build.metadata.managed_fields = None;
         let version = build.metadata.resource_version.as_ref().and_then(|v| v.parse().ok());
-        self.with(uid, |memory| memory.written = version.map(|v| (v, Arc::new(build))));
+        let now = self.clock.now().as_second();
+        self.with(uid, |memory| {
+            memory.written = version.map(|v| (v, Arc::new(build)));
+            memory.written_at = Some(now);
+        });
+    }
+
+    /// Seconds until a status is to be written ([`pace::wait`]).
+    pub fn pace(&self, uid: &str, before: &ImageBuildStatus, after: &ImageBuildStatus) -> i64 {
+        let now = self.clock.now().as_second();
+        let since = self.with(uid, |memory| memory.written_at).map(|at| now - at);
+        pace::wait(before, after, since, self.queue().running())
     }
 
     /// How the last try to make that attempt's pod failed.

@@ -67,11 +67,20 @@ pub fn transitions(before: &ImageBuildStatus, after: &ImageBuildStatus) -> Vec<T
             all.push(ended(run, after));
         }
     }
+    let mut begun = begun_attempts(before, after);
     if let Some(run) = after.run.filter(|run| *run > known && after.completion_time.is_none()) {
-        all.push(started(run));
+        // Where a run gets its place at once, that is one thing that happened.
+        all.push(match begun.split_first() {
+            Some((first, rest)) => {
+                begun = rest;
+                let note = format!("run {run} started: attempt {} in pod {}", first.number, first.pod_name);
+                Transition::new(EventType::Normal, "RunStarted", "StartRun", &note).about(first)
+            }
+            None => started(run),
+        });
     }
     all.extend(faults(before, after));
-    all.extend(begun_attempts(before, after).iter().map(attempt_started));
+    all.extend(begun.iter().map(attempt_started));
     all.extend(queued(before, after));
     if !is_suspended(before) && is_suspended(after) {
         let note = message(after, condition::READY, reasons::SUSPENDED).unwrap_or("spec.suspend is true");

@@ -32,10 +32,10 @@ fn fault() -> Outcome {
 fn a_build_that_succeeds() {
     let mut world = World::new();
     let events = decide(&mut world);
-    assert_eq!(reasons_of(&events), ["RunStarted", "AttemptStarted"]);
+    assert_eq!(reasons_of(&events), ["RunStarted"]);
     let pod = world.status.attempts[0].pod_name.clone();
-    assert_eq!(events[1].note, format!("attempt 1 started in pod {pod}"));
-    assert_eq!(events[1].pod.as_ref().map(|p| p.name.as_str()), Some(pod.as_str()));
+    assert_eq!(events[0].note, format!("run 1 started: attempt 1 in pod {pod}"));
+    assert_eq!(events[0].pod.as_ref().map(|p| p.name.as_str()), Some(pod.as_str()));
     let before = world.status.clone();
     world.run_pod();
     assert_eq!(transitions(&before, &world.status), [], "steps are no events");
@@ -127,7 +127,7 @@ fn runs_that_are_stopped() {
     world.report(cancelled.clone());
     assert_eq!(decide(&mut world), [], "that was said");
     world.desired.suspend = false;
-    assert_eq!(reasons_of(&decide(&mut world)), ["RunStarted", "AttemptStarted"]);
+    assert_eq!(reasons_of(&decide(&mut world)), ["RunStarted"]);
 
     let mut world = World::new();
     world.run_pod();
@@ -135,8 +135,8 @@ fn runs_that_are_stopped() {
     assert_eq!(decide(&mut world), []);
     world.report(cancelled);
     let events = decide(&mut world);
-    assert_eq!(reasons_of(&events), ["Superseded", "RunStarted", "AttemptStarted"]);
-    assert_eq!(events[1].note, "run 2 started");
+    assert_eq!(reasons_of(&events), ["Superseded", "RunStarted"]);
+    assert!(events[1].note.starts_with("run 2 started: attempt 1 in pod "), "{}", events[1].note);
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod lifecycle;
 pub mod names;
 pub mod observe;
 pub mod outcome;
+mod pace;
 pub mod pod;
 pub mod pod_events;
 mod pod_git;

@@ -122,7 +122,8 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
         return Err(ReconcileError::NotLeader);
     }
     confirm_end(ctx, &this, &stored, &decision.status, &pods).await?;
-    let written = decision.status != stored;
+    let wait = ctx.pace(&this.uid, &stored, &decision.status);
+    let written = decision.status != stored && wait == 0;
     let version = if written {
         write_status(ctx, build, &this, &stored, &decision.status).await?
     } else {
@@ -130,8 +131,16 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
     };
     keep_place(ctx, &this.uid, &decision.status);
     let now = Now { version: &version, written };
-    act(ctx, build, &this, now, &desired, &pods, &decision).await?;
-    Ok(decision.again)
+    let acted = act(ctx, build, &this, now, &desired, &pods, &decision).await;
+    if written {
+        // Last: a pod does not wait for them.
+        let events =
+            ctx.events.publish(&build.object_ref(&()), &transitions(&stored, &decision.status)).await;
+        ctx.metrics.wrote_many(Write::Event, events);
+    }
+    acted?;
+    let wait = (wait > 0).then(|| Duration::from_secs(wait.unsigned_abs()));
+    Ok(decision.again.into_iter().chain(wait).min())
 }
 
 /// Who the object is.
@@ -343,8 +352,6 @@ async fn write_status(
     ctx.wrote(&this.uid, written);
     ctx.metrics.stored(before, after);
     ctx.traces.stored(build, before, after);
-    let events = ctx.events.publish(&build.object_ref(&()), &transitions(before, after)).await;
-    ctx.metrics.wrote_many(Write::Event, events);
     if before.completion_time.is_none() && after.completion_time.is_some() {
         tracing::info!(
             namespace = this.namespace,
