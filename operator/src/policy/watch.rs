@@ -145,3 +145,7 @@ pub async fn effective(ctx: &Context, namespace: &str) -> Result<Arc<Effective>,
     limit(ctx, namespace);
     ctx.policies.effective(&ctx.config, namespace).ok_or(ReconcileError::Conflict)
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
