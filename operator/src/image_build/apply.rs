@@ -70,11 +70,16 @@ pub enum Creation {
     Failed(CreationFaultKind),
 }
 
-/// Makes request and pod of an attempt, or finds them made.
+/// Makes request and pod of an attempt, or finds them made. `still_so` is asked when somebody has been at it before: whether
+/// the object is as it was when this was decided.
 ///
 /// # Errors
-/// The API server did not answer as expected; it is tried again.
-pub async fn create(ctx: &Context, mut blueprint: Blueprint<'_>) -> Result<Creation, ReconcileError> {
+/// The API server did not answer as expected, or the object has changed; it is tried again.
+pub async fn create(
+    ctx: &Context,
+    mut blueprint: Blueprint<'_>,
+    still_so: impl AsyncFnOnce() -> Result<(), ReconcileError>,
+) -> Result<Creation, ReconcileError> {
     let failed = |kind| Ok(Creation::Failed(kind));
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
     // Made by an operator that did not live to see it. Whether it could be made now is another question.
@@ -104,6 +109,8 @@ pub async fn create(ctx: &Context, mut blueprint: Blueprint<'_>) -> Result<Creat
                 if owner.is_none_or(|o| o.uid != blueprint.owner.uid) {
                     return failed(CreationFaultKind::Terminal(foreign("ConfigMap", &blueprint)));
                 }
+                // Another operator's pod may have come, ended and gone, and be on record by now.
+                still_so().await?;
             }
             Some(refusal) => return refusal.into_fault("ConfigMap").map(Creation::Failed).ok_or(error),
             None => return Err(error),

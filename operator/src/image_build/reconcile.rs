@@ -416,8 +416,7 @@ async fn act(
             // The tag moves after this.
             Action::Permit { .. } => (true, mutant!(PermitWithoutLook)),
             Action::CreatePod { .. } => (!confirmed, false),
-            // It changes nothing.
-            Action::Preflight => (false, false),
+            Action::Preflight => (false, false), // It changes nothing.
             _ => (!confirmed, mutant!(StopWithoutLook)),
         };
         if look && !blind {
@@ -425,7 +424,7 @@ async fn act(
             confirmed = true;
         }
         match action {
-            Action::CreatePod { .. } => create(ctx, build, this, desired, &decision.status).await?,
+            Action::CreatePod { .. } => create(ctx, build, this, now, desired, &decision.status).await?,
             Action::Preflight => preflight::ask(ctx, build, desired, &decision.status).await?,
             _ => apply::act(ctx, &this.namespace, &views, action).await?,
         }
@@ -438,6 +437,7 @@ async fn create(
     ctx: &Context,
     object: &ImageBuild,
     this: &This,
+    now: Now<'_>,
     desired: &Desired,
     status: &ImageBuildStatus,
 ) -> Result<(), ReconcileError> {
@@ -456,7 +456,7 @@ async fn create(
         secrets: &[],
         config: &ctx.config,
     };
-    match Box::pin(apply::create(ctx, blueprint)).await? {
+    match Box::pin(apply::create(ctx, blueprint, async || now.confirm(ctx, this).await)).await? {
         Creation::Made(uid) => ctx.made(&this.uid, uid),
         Creation::Failed(kind) => {
             let fault = CreationFault { at: ctx.clock.now(), kind };
