@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -108,15 +108,8 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         Files { saved: saved_at, report: options.report },
         options.given,
     ));
-    let listener = UnixListener::bind(&options.socket)
-        .or_else(|_| {
-            // Left by a courier that was restarted.
-            let _ = std::fs::remove_file(&options.socket);
-            UnixListener::bind(&options.socket)
-        })
+    let listener = listen(&options.socket)
         .map_err(|e| internal(format!("listening at {}: {e}", options.socket.display())))?;
-    let open = std::fs::Permissions::from_mode(0o666);
-    std::fs::set_permissions(&options.socket, open).map_err(|e| internal(e.to_string()))?;
     match before {
         Some(saved) => restarted(session.clone(), saved),
         None => session.event(Event::CourierStarted { attempt })?,
@@ -154,6 +147,22 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         session.builder_lost().await?;
     }
     Ok(Served { outcome: session.outcome() })
+}
+
+/// Listens at `socket`, for whoever can reach its directory. The name is there when all may connect, not before: a builder
+/// that was quicker would be turned away. It replaces what a courier that was restarted has left.
+fn listen(socket: &Path) -> std::io::Result<UnixListener> {
+    let mut hidden = socket.as_os_str().to_owned();
+    hidden.push(".new");
+    let hidden = PathBuf::from(hidden);
+    match std::fs::remove_file(&hidden) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&hidden)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o666))?;
+    std::fs::rename(&hidden, socket)?;
+    Ok(listener)
 }
 
 /// A courier that finds itself restarted: with the image in the registry it tags, without it the attempt is over.
@@ -370,5 +379,38 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
         }
         Call::Event { event } => session.event(event).map(|()| Reply::Done),
         Call::Fail { failure } => session.fail(failure).await.map(|()| Reply::Done),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_open_to_all_from_the_moment_it_is_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("courier.sock");
+        // Left by one before, also in mid-listening.
+        drop(UnixListener::bind(&socket).expect("a socket"));
+        std::fs::write(dir.path().join("courier.sock.new"), "").expect("a file");
+        let (path, seen) = (socket.clone(), Arc::new(AtomicBool::new(false)));
+        let watching = seen.clone();
+        let old =
+            std::fs::metadata(&socket).map(|m| std::os::unix::fs::MetadataExt::ino(&m)).expect("an inode");
+        let watch = std::thread::spawn(move || {
+            while !watching.load(Ordering::Relaxed) {
+                let there = std::fs::metadata(&path).expect("the name is always there");
+                if std::os::unix::fs::MetadataExt::ino(&there) != old {
+                    assert_eq!(there.permissions().mode() & 0o777, 0o666);
+                }
+            }
+        });
+        let listener = listen(&socket).expect("listening");
+        let connected = UnixStream::connect(&socket);
+        seen.store(true, Ordering::Relaxed);
+        watch.join().expect("open from the first moment");
+        connected.expect("connected");
+        listener.accept().await.expect("accepted");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
     }
 }

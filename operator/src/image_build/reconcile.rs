@@ -191,8 +191,8 @@ async fn look_at_pods(
     let Some(subject) = this.subject(status).filter(|_| runs(status)) else { return Ok(pods) };
     let on_record = status.attempts.last().and_then(|a| a.pod_uid.clone());
     if let Some(uid) = &on_record
-        && !pods.contains_key(&subject.pod)
-        // Gone, or made a moment ago by another operator: only the API server knows.
+        && pods.get(&subject.pod).is_none_or(|pod| pod.uid != *uid)
+        // Gone, or made a moment ago in place of another: only the API server knows.
         && let Some(pod) = pod_now(ctx, this, &subject.pod, uid).await?
     {
         pods.insert(pod.name.clone(), pod);

@@ -1,8 +1,6 @@
 //! A pattern as an automaton whose states are the bits of a few words, so that a character of the value moves 64 of them at
 //! once and none is tried twice. Wildcards do not match a line feed.
 
-use std::collections::HashMap;
-
 use super::Token;
 
 /// Bits of one word.
@@ -17,9 +15,10 @@ pub(super) struct States {
     /// States at a `*`: they stay active.
     stay: Vec<u64>,
     /// States before each literal, for literals that are in the pattern often; those before a `?` are among them.
-    often: HashMap<char, Vec<u64>>,
+    often: Vec<(char, Vec<u64>)>,
     /// The same as numbers, for literals that are in it seldom: a table for each would be as large as pattern times alphabet.
-    seldom: HashMap<char, Vec<usize>>,
+    /// By literal and state.
+    seldom: Vec<(char, usize)>,
     now: Vec<u64>,
     next: Vec<u64>,
 }
@@ -30,26 +29,27 @@ impl States {
         let words = last / BITS + 1;
         let empty = || vec![0u64; words];
         let (mut any, mut stay) = (empty(), empty());
-        let mut seldom: HashMap<char, Vec<usize>> = HashMap::new();
+        let mut literals = Vec::with_capacity(last);
         let mut state = 0;
         for token in tokens {
             match token {
                 Token::Star => set(&mut stay, state),
                 Token::Any => set(&mut any, state),
-                Token::Literal(c) => seldom.entry(*c).or_default().push(state),
+                Token::Literal(c) => literals.push((*c, state)),
             }
             state += usize::from(*token != Token::Star);
         }
-        let mut often = HashMap::new();
-        seldom.retain(|c, at| {
-            let dense = at.len() > words;
-            if dense {
-                let mut table = if *c == '\n' { empty() } else { any.clone() };
-                at.iter().for_each(|state| set(&mut table, *state));
-                often.insert(*c, table);
+        literals.sort_unstable();
+        let (mut often, mut seldom) = (Vec::new(), Vec::new());
+        for group in literals.chunk_by(|a, b| a.0 == b.0) {
+            if group.len() <= words {
+                seldom.extend_from_slice(group);
+                continue;
             }
-            !dense
-        });
+            let mut table = if group[0].0 == '\n' { empty() } else { any.clone() };
+            group.iter().for_each(|(_, state)| set(&mut table, *state));
+            often.push((group[0].0, table));
+        }
         Self { last, any, stay, often, seldom, now: empty(), next: empty() }
     }
 
@@ -95,7 +95,8 @@ impl States {
     /// Reads a character. `false` when no state is left.
     fn read(&mut self, c: char) -> bool {
         let wild = c != '\n';
-        let table = self.often.get(&c).or(wild.then_some(&self.any));
+        let found = self.often.binary_search_by_key(&c, |(literal, _)| *literal);
+        let table = found.map_or(wild.then_some(&self.any), |at| Some(&self.often[at].1));
         let (mut carry, mut left) = (0, 0);
         for word in 0..self.now.len() {
             let moved = self.now[word] & table.map_or(0, |table| table[word]);
@@ -104,7 +105,8 @@ impl States {
             left |= self.next[word];
             carry = moved >> (BITS - 1);
         }
-        for state in self.seldom.get(&c).into_iter().flatten() {
+        let from = self.seldom.partition_point(|(literal, _)| *literal < c);
+        for (_, state) in self.seldom[from..].iter().take_while(|(literal, _)| *literal == c) {
             if has(&self.now, *state) {
                 set(&mut self.next, state + 1);
                 left = 1;
