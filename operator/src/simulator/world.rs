@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::image_build::names;
+use crate::mutant;
 
 use super::api::{Actor, Api, Key, Kind, fault, owner, refused, time, uid};
 use super::gate::{Gate, Pending, Reply};
@@ -214,6 +215,10 @@ impl World {
         use Mishap::{Evicted, Hangs, Killed, NoImage, NoNode, NodeLost, OutOfMemory, Preempted, Reported};
         const STAGES: [Stage; 6] =
             [Stage::Courier, Stage::Building, Stage::Step1, Stage::Pushing, Stage::Ready, Stage::Tagged];
+        // Of all that can happen only this shows the fault, and it is rare.
+        if mutant!(EndlessPermit) {
+            return (Stage::Ready, NodeLost);
+        }
         let mishap = *self
             .rng
             .choice(&[
