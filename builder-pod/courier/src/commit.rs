@@ -13,7 +13,7 @@ use crate::control::POLL;
 use crate::failure::{Purpose, internal, of_registry, of_stop};
 use crate::manifest::{Composed, MANIFEST, compose, digest};
 use crate::output::Target;
-use crate::session::{Saved, Session};
+use crate::session::Session;
 
 /// How long to wait for a permit: an operator that is upgraded or moved to another node is back in less.
 const PERMIT_WAIT: Duration = Duration::from_secs(600);
@@ -35,9 +35,8 @@ pub async fn commit(
     session.target.publish(&session.client, config, &composed).await?;
     let image =
         Pushed { reference: first_reference(session), digest: composed.digest.clone(), size: composed.size };
+    session.keep(String::from_utf8(composed.bytes.clone()).map_err(|e| internal(e.to_string()))?)?;
     session.event(Event::ReadyToTag { image: image.clone() })?;
-    let manifest = String::from_utf8(composed.bytes.clone()).map_err(|e| internal(e.to_string()))?;
-    session.save(&Saved { state: session.state(), manifest: Some(manifest) })?;
     tag(session, &image, &composed).await
 }
 

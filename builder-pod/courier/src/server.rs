@@ -110,6 +110,9 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
     ));
     let listener = listen(&options.socket)
         .map_err(|e| internal(format!("listening at {}: {e}", options.socket.display())))?;
+    if let Some(manifest) = before.as_ref().and_then(|saved| saved.manifest.clone()) {
+        session.keep(manifest)?;
+    }
     match before {
         Some(saved) => restarted(session.clone(), saved),
         None => session.event(Event::CourierStarted { attempt })?,

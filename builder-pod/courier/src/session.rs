@@ -49,6 +49,7 @@ pub struct Session {
     images: Mutex<BTreeMap<String, (Image, Purpose)>>,
     blobs: Mutex<BTreeSet<String>>,
     outcome: Mutex<Option<Outcome>>,
+    manifest: Mutex<Option<String>>,
     saved: Option<PathBuf>,
     report: Option<PathBuf>,
 }
@@ -96,6 +97,7 @@ impl Session {
             images: Mutex::default(),
             blobs: Mutex::default(),
             outcome: Mutex::default(),
+            manifest: Mutex::default(),
             saved: files.saved,
             report: files.report,
         }
@@ -108,19 +110,29 @@ impl Session {
     pub fn event(&self, event: Event) -> Result<(), Failure> {
         let mut journal = self.journal.lock().map_err(|_| internal("the journal's lock is poisoned"))?;
         journal.write(event).map_err(|e| internal(format!("writing the journal: {e}")))?;
-        let state = journal.state().clone();
-        drop(journal);
-        self.save(&Saved { state, manifest: None })
+        self.save(&journal)
     }
 
-    /// Keeps what a restarted courier needs.
+    /// Keeps the manifest that waits for its permit, for a courier that is restarted meanwhile.
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn save(&self, saved: &Saved) -> Result<(), Failure> {
+    pub fn keep(&self, manifest: String) -> Result<(), Failure> {
+        let journal = self.journal.lock().map_err(|_| internal("the journal's lock is poisoned"))?;
+        if let Ok(mut kept) = self.manifest.lock() {
+            *kept = Some(manifest);
+        }
+        self.save(&journal)
+    }
+
+    /// Writes down what a restarted courier needs. The journal's lock is held meanwhile: one writes at a time, the older state
+    /// first.
+    fn save(&self, journal: &Journal) -> Result<(), Failure> {
         let Some(path) = &self.saved else { return Ok(()) };
+        let manifest = self.manifest.lock().ok().and_then(|kept| kept.clone());
+        let saved = Saved { state: journal.state().clone(), manifest };
         let fresh = path.with_extension("new");
-        let bytes = serde_json::to_vec(saved).map_err(|e| internal(e.to_string()))?;
+        let bytes = serde_json::to_vec(&saved).map_err(|e| internal(e.to_string()))?;
         std::fs::write(&fresh, bytes)
             .and_then(|()| std::fs::rename(&fresh, path))
             .map_err(|e| internal(format!("writing {}: {e}", path.display())))
@@ -290,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    fn session(base_images: Vec<AllowList>) -> Session {
+    fn session(base_images: Vec<AllowList>, files: Files) -> Session {
         let output = Output::OciLayout { path: "unused".into(), references: vec![] };
         let retry = RetryPolicy { budget: std::time::Duration::ZERO, ..RetryPolicy::default() };
         let client = Client::new(Options { retry, ..Options::default() }).expect("a client");
@@ -316,17 +328,34 @@ mod tests {
         };
         let journal = Journal::new(Box::new(|_| Ok(())), BuildState::default());
         let control = Control::new(None, "a");
-        Session::new(request, client, target, control, journal, Files::default(), Given::default())
+        Session::new(request, client, target, control, journal, files, Given::default())
+    }
+
+    #[test]
+    fn what_is_saved_is_whole_whoever_writes_and_later_events_keep_the_manifest() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.json");
+        let session = session(vec![], Files { saved: Some(path.clone()), report: None });
+        session.keep("{}".into()).expect("kept");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..200).for_each(|_| session.event(Event::Heartbeat).expect("written")));
+            }
+        });
+        let text = std::fs::read(path).expect("a file");
+        let saved: Saved = serde_json::from_slice(&text).expect("whole");
+        assert!(saved.state.seq >= 1600);
+        assert_eq!((saved.state.seq, saved.manifest.as_deref()), (session.state().seq, Some("{}")));
     }
 
     #[tokio::test]
     async fn a_base_image_that_a_policy_forbids_is_not_asked_for() {
         let list = |by: &str, pattern: &str| AllowList { by: by.into(), repositories: vec![pattern.into()] };
         // Nobody listens on port 1: what is allowed is asked for, and not there.
-        let session = session(vec![
-            list("BuildPolicy all: f", "127.0.0.1:1"),
-            list("BuildPolicy a: f", "127.0.0.1:1/a/*"),
-        ]);
+        let session = session(
+            vec![list("BuildPolicy all: f", "127.0.0.1:1"), list("BuildPolicy a: f", "127.0.0.1:1/a/*")],
+            Files::default(),
+        );
         let resolve =
             async |reference: &str| session.resolve(reference, "linux/amd64").await.expect_err("not there");
         for (reference, by) in [

@@ -58,7 +58,7 @@ async fn a_prowling_step_finds_nothing() -> Result<()> {
 const COMFORTS: &str = "FROM debian\n\
     RUN apt-get update && apt-get install -y --no-install-recommends sudo psmisc\n\
     RUN useradd -m app && echo 'app ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/app\n\
-    RUN sleep 1000 & sleep 1000 & killall sleep && echo killed > /killed\n\
+    RUN sleep 1000 & until killall sleep; do :; done && echo killed > /killed\n\
     RUN install -d -o app -g app -m 2750 /srv/app && chown root:shadow /srv && stat -c '%U:%G %a' /srv/app /srv > /stat\n\
     USER app\n\
     RUN echo to-stdout > /dev/stdout && echo to-stderr > /dev/stderr\n\

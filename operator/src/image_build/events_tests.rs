@@ -161,8 +161,8 @@ fn an_event_names_its_pod_in_the_build_s_namespace() {
     let mut world = World::new();
     let all = decide(&mut world);
     let events: Vec<_> = all.iter().map(|t| event(t, &build)).collect();
-    assert!(events[0].secondary.is_none());
-    let pod = events[1].secondary.as_ref().expect("a pod");
+    assert_eq!(events.len(), 1, "the start of a run and of its first attempt are one");
+    let pod = events[0].secondary.as_ref().expect("a pod");
     assert_eq!((pod.kind.as_deref(), pod.namespace.as_deref(), &pod.uid), (Some("Pod"), Some("ns"), &None));
     assert_eq!(Transition::new(EventType::Normal, "", "A", "").reason, reason::INTERNAL);
     assert!(Transition::new(EventType::Normal, &"R".repeat(200), "A", "").reason.len() <= MAX_REASON);
