@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fastrand::Rng;
 use kiln_contract::control::{PERMIT_ANNOTATION, Permit, STOP_ANNOTATION, Stop};
 use kiln_contract::journal::{Event, Line, PlannedStep};
 use kiln_contract::paths::{BUILD_CONTAINER, COURIER_CONTAINER, REQUEST_KEY};
@@ -9,6 +10,8 @@ use kiln_contract::report::{Outcome, Pushed, Report};
 use kiln_contract::request::{BuildRequest, Content, Source};
 use kiln_contract::{Failure, FailureClass, VERSION, reason};
 use serde_json::{Value, json};
+
+use crate::mutant;
 
 use super::api::{Api, Key, Kind, is_changed, merge, time, uid};
 use super::registry::Registry;
@@ -50,6 +53,41 @@ pub enum Stage {
     Tagged,
     Succeeded,
     Ended,
+}
+
+/// Something for a pod to suffer, and when.
+pub fn mishap(rng: &mut Rng) -> (Stage, Mishap) {
+    use Mishap::{Evicted, Hangs, Killed, NoImage, NoNode, NodeLost, OutOfMemory, Preempted, Reported};
+    const STAGES: [Stage; 6] =
+        [Stage::Courier, Stage::Building, Stage::Step1, Stage::Pushing, Stage::Ready, Stage::Tagged];
+    // Of all that can happen only this shows the fault.
+    if mutant!(EndlessPermit) {
+        return (Stage::Ready, NodeLost);
+    }
+    let mishap = *rng
+        .choice(&[
+            Evicted,
+            Hangs,
+            Killed,
+            NoImage,
+            NoNode,
+            NodeLost,
+            NodeLost,
+            OutOfMemory,
+            Preempted,
+            Reported,
+        ])
+        .unwrap_or(&Killed);
+    let stage = match mishap {
+        NoNode => Stage::New,
+        NoImage => Stage::Scheduled,
+        Hangs => Stage::Step1,
+        OutOfMemory => Stage::Building,
+        // A node may be lost with a permit in the courier's hands.
+        NodeLost | Evicted | Killed | Preempted => *rng.choice(&STAGES).unwrap_or(&Stage::Ready),
+        Reported => *rng.choice(&STAGES[..4]).unwrap_or(&Stage::Courier),
+    };
+    (stage, mishap)
 }
 
 /// Seconds that a courier waits for a permit.

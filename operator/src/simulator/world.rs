@@ -12,7 +12,7 @@ use crate::mutant;
 use super::api::{Actor, Api, Key, Kind, fault, owner, refused, time, uid};
 use super::gate::{Gate, Pending, Reply};
 use super::invariants::{Invariants, Scene, Verdict};
-use super::node::{Mishap, Runner, Runners, Stage};
+use super::node::{self, Runner, Runners};
 use super::operator::Operator;
 use super::registry::Registry;
 use super::user;
@@ -203,47 +203,12 @@ impl World {
             if owner(pod).is_none() {
                 continue;
             }
-            let mishap = (self.rng.u32(0..100) < self.weather.mishaps).then(|| self.mishap());
+            let mishap = (self.rng.u32(0..100) < self.weather.mishaps).then(|| node::mishap(&mut self.rng));
             let skew = self.skew();
             self.say(|| format!("pod {} is there; to suffer: {mishap:?}", change.key.2));
             let runner = Runner::new(&change.key, pod, mishap, skew, self.api.now);
             self.runners.insert(uid(pod), runner);
         }
-    }
-
-    fn mishap(&mut self) -> (Stage, Mishap) {
-        use Mishap::{Evicted, Hangs, Killed, NoImage, NoNode, NodeLost, OutOfMemory, Preempted, Reported};
-        const STAGES: [Stage; 6] =
-            [Stage::Courier, Stage::Building, Stage::Step1, Stage::Pushing, Stage::Ready, Stage::Tagged];
-        // Of all that can happen only this shows the fault, and it is rare.
-        if mutant!(EndlessPermit) {
-            return (Stage::Ready, NodeLost);
-        }
-        let mishap = *self
-            .rng
-            .choice(&[
-                Evicted,
-                Hangs,
-                Killed,
-                NoImage,
-                NoNode,
-                NodeLost,
-                NodeLost,
-                OutOfMemory,
-                Preempted,
-                Reported,
-            ])
-            .unwrap_or(&Killed);
-        let stage = match mishap {
-            NoNode => Stage::New,
-            NoImage => Stage::Scheduled,
-            Hangs => Stage::Step1,
-            OutOfMemory => Stage::Building,
-            // A node may be lost with a permit in the courier's hands.
-            NodeLost | Evicted | Killed | Preempted => *self.rng.choice(&STAGES).unwrap_or(&Stage::Ready),
-            Reported => *self.rng.choice(&STAGES[..4]).unwrap_or(&Stage::Courier),
-        };
-        (stage, mishap)
     }
 
     /// One thing happens.
@@ -389,6 +354,10 @@ impl World {
     pub fn work_on(&mut self, uid: &str) {
         self.api.actor = Actor::Cluster;
         let Some(runner) = self.runners.get_mut(uid) else { return };
+        // A process that is held up for minutes: only so the fault shows, and it is rare.
+        if mutant!(EndlessPermit) && runner.lost && self.rng.u32(0..100) > 0 {
+            return;
+        }
         let (before, was_lost) = (runner.stage, runner.lost);
         runner.step(&mut self.api, &mut self.registry);
         let (stage, lost, name) = (runner.stage, runner.lost, runner.key.2.clone());
