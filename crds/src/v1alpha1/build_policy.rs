@@ -105,6 +105,10 @@ pub struct BuildPolicySpec {
     pub entitlements: Option<Vec<Entitlement>>,
 }
 
+/// Which repositories an entry of a list of allowed ones can mean.
+const REPOSITORIES: &str =
+    r"^(([a-z0-9.-]|\{namespace\})+|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/([a-z0-9._-]|\{namespace\})+)*(/\*)?$";
+
 /// Where images may be pushed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -115,12 +119,7 @@ pub struct OutputPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 64),
-        inner(
-            length(min = 1, max = 255),
-            regex(
-                pattern = r"^(([a-z0-9.-]|\{namespace\})+|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/([a-z0-9._-]|\{namespace\})+)*(/\*)?$"
-            )
-        )
+        inner(length(min = 1, max = 255), regex(pattern = REPOSITORIES))
     )]
     pub allowed_repositories: Option<Vec<String>>,
     /// Where the image goes of builds that do not say it (`spec.output.image`): a reference, at most 255 characters, in which
@@ -147,12 +146,7 @@ pub struct BaseImagePolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 64),
-        inner(
-            length(min = 1, max = 255),
-            regex(
-                pattern = r"^(([a-z0-9.-]|\{namespace\})+|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/([a-z0-9._-]|\{namespace\})+)*(/\*)?$"
-            )
-        )
+        inner(length(min = 1, max = 255), regex(pattern = REPOSITORIES))
     )]
     pub allowed_repositories: Option<Vec<String>>,
 }
