@@ -43,7 +43,10 @@ async fn watch_policies(ctx: &Context, synced: watch::Sender<usize>) {
     let api: Api<Policy> = Api::all(ctx.client.clone());
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     let (mut listed, mut synced) = (BTreeSet::new(), Some(synced));
+    // What a list that is not whole yet has shown is acted on with its end: once, however many policies there are.
+    let mut shown = false;
     while let Some(event) = events.next().await {
+        let whole = matches!(event, Ok(watcher::Event::InitDone));
         let news = match event {
             Ok(watcher::Event::Init) => {
                 listed.clear();
@@ -51,13 +54,13 @@ async fn watch_policies(ctx: &Context, synced: watch::Sender<usize>) {
             }
             Ok(watcher::Event::InitApply(policy)) => {
                 let name = policy.name_any();
-                listed.insert(name.clone());
-                ctx.policies.show_policy(&name, read(&policy))
+                shown |= ctx.policies.show_policy(&name, read(&policy));
+                listed.insert(name);
+                false
             }
             Ok(watcher::Event::InitDone) => {
-                let news = ctx.policies.retain_policies(&listed);
-                done(&mut synced);
-                news
+                let gone = ctx.policies.retain_policies(&listed);
+                std::mem::take(&mut shown) | gone
             }
             Ok(watcher::Event::Apply(policy)) => {
                 let name = policy.name_any();
@@ -73,6 +76,10 @@ async fn watch_policies(ctx: &Context, synced: watch::Sender<usize>) {
         if news {
             ctx.policies.namespaces().iter().for_each(|namespace| limit(ctx, namespace));
             ctx.wake_refused(None);
+        }
+        // Nothing is built before the limits hold.
+        if whole {
+            done(&mut synced);
         }
     }
 }
