@@ -113,6 +113,12 @@ pub fn refusal(lists: &[AllowList], what: &str, repository: &str, remedy: &str) 
     Some(Failure::new(FailureClass::Policy, reason::POLICY_REFUSED, text))
 }
 
+/// The same for a base image, named as the Dockerfile has it.
+pub fn base_image_refusal(lists: &[AllowList], reference: &str, repository: &str) -> Option<Failure> {
+    let what = format!("the base image {reference}");
+    refusal(lists, &what, repository, "use a base image of such a repository")
+}
+
 /// Whether a pattern has `host[:port]/repository` in it: `host[:port]` is all of a registry, `host/path` one repository,
 /// `host/path/*` all below it.
 pub fn matches(pattern: &str, repository: &str) -> bool {

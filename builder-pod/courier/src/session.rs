@@ -152,9 +152,7 @@ impl Session {
         let name = ImageName::parse(reference).map_err(pull)?;
         // The builder reads what strangers wrote; what a policy forbids is refused here, where the registries are.
         let lists = &self.request.policy.base_images;
-        let what = format!("the base image {reference}");
-        let remedy = "use a base image of such a repository";
-        if let Some(failure) = policy::refusal(lists, &what, &name.repository_name(), remedy) {
+        if let Some(failure) = policy::base_image_refusal(lists, reference, &name.repository_name()) {
             return Err(failure);
         }
         let image =

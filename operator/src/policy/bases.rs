@@ -9,9 +9,6 @@ use kiln_contract::Failure;
 use kiln_contract::policy::{self, AllowList};
 use kiln_dockerfile::{Dockerfile, Expander, Stage};
 
-/// What a refusal advises.
-const REMEDY: &str = "use a base image of such a repository";
-
 /// Why the image under the stage `target` (the last one when absent) may not be used, at its line of `path`. `None` also where
 /// that is not known here.
 pub fn refusal(
@@ -24,7 +21,7 @@ pub fn refusal(
     let (reference, line) = under(file, target, args)?;
     let name = Reference::parse(reference.split('@').next().unwrap_or_default()).ok()?;
     let repository = format!("{}/{}", name.registry, name.repository);
-    let refused = policy::refusal(lists, &format!("the base image {reference}"), &repository, REMEDY)?;
+    let refused = policy::base_image_refusal(lists, &reference, &repository)?;
     Some(refused.at(path, line))
 }
 
