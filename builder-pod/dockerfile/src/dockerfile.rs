@@ -4,6 +4,7 @@ use crate::directives::{self, Directive};
 use crate::error::{LineRange, ParseError, ParseErrorKind};
 use crate::instruction::{Arg, Instruction, InstructionKind, is_from, stage_of_node, typed};
 use crate::parse::{self, Node};
+use crate::text::split_first_blank;
 
 /// A Dockerfile, understood. Variables are as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +75,7 @@ impl Dockerfile {
             meta_args: Vec::new(),
             stages: Vec::new(),
         };
-        for node in &syntax.nodes {
+        for node in syntax.nodes {
             file.take(node)?;
         }
         Ok(file)
@@ -89,8 +90,8 @@ impl Dockerfile {
         Self::parse(&before.concat()).ok()
     }
 
-    fn take(&mut self, node: &Node) -> Result<(), ParseError> {
-        if is_from(node) {
+    fn take(&mut self, node: Node<'_>) -> Result<(), ParseError> {
+        if is_from(&node) {
             self.stages.push(stage_of_node(node)?);
             return Ok(());
         }
@@ -104,8 +105,9 @@ impl Dockerfile {
                 args,
             }),
             (None, _) => {
-                let kind = ParseErrorKind::NoStage { instruction: node.instruction.clone() };
-                return Err(ParseError::new(kind, node.lines));
+                let written = split_first_blank(&instruction.original).0.to_owned();
+                let kind = ParseErrorKind::NoStage { instruction: written };
+                return Err(ParseError::new(kind, instruction.lines));
             }
         }
         Ok(())
@@ -117,22 +119,21 @@ impl Dockerfile {
 /// # Errors
 /// It is no single instruction, or one that ONBUILD does not carry.
 pub fn parse_trigger(text: &str) -> Result<Instruction, ParseError> {
-    let syntax = parse::parse(text.as_bytes())?;
-    let [node] = syntax.nodes.as_slice() else {
+    let mut nodes = parse::parse(text.as_bytes())?.nodes;
+    let (Some(node), true) = (nodes.pop(), nodes.is_empty()) else {
         return Err(ParseError::new(ParseErrorKind::NoInstructions, LineRange::new(1, 1)));
     };
-    if is_from(node) {
-        return Err(ParseError::new(
-            ParseErrorKind::OnbuildTrigger { trigger: "FROM".to_owned() },
-            node.lines,
-        ));
+    let refused = |trigger: &str, lines| {
+        Err(ParseError::new(ParseErrorKind::OnbuildTrigger { trigger: trigger.to_owned() }, lines))
+    };
+    if is_from(&node) {
+        return refused("FROM", node.lines);
     }
     let instruction = typed(node)?;
     match instruction.kind {
-        InstructionKind::Onbuild(_) | InstructionKind::Maintainer(_) => Err(ParseError::new(
-            ParseErrorKind::OnbuildTrigger { trigger: instruction.name().to_owned() },
-            node.lines,
-        )),
+        InstructionKind::Onbuild(_) | InstructionKind::Maintainer(_) => {
+            refused(instruction.name(), instruction.lines)
+        }
         _ => Ok(instruction),
     }
 }

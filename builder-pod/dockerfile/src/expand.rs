@@ -141,12 +141,19 @@ struct Words {
 }
 
 impl Words {
-    fn split_char(&mut self, word: &mut String, c: char) {
-        if !c.is_whitespace() {
-            self.raw_char(word, c);
-        } else if self.inside && !word.is_empty() {
-            self.list.push(std::mem::take(word));
-            self.inside = false;
+    /// Takes text that blanks split.
+    fn split(&mut self, word: &mut String, text: &str) {
+        // Of blanks there is one in each piece, at its end, but for the last.
+        for piece in text.split_inclusive(char::is_whitespace) {
+            let plain = piece.trim_end();
+            if !plain.is_empty() {
+                word.push_str(plain);
+                self.inside = true;
+            }
+            if plain.len() < piece.len() && self.inside && !word.is_empty() {
+                self.list.push(std::mem::take(word));
+                self.inside = false;
+            }
         }
     }
 
@@ -194,7 +201,23 @@ impl<'a> Run<'a> {
         let mut out = String::new();
         let mut words = Words::default();
         self.word.clear();
+        let escape = self.rules.escape;
+        let ends_plain = |c: char| match c {
+            '$' | '<' => true,
+            '\'' | '"' => quotes || stop == Some(c),
+            c => c == escape || stop == Some(c),
+        };
         while let Some(c) = self.peek() {
+            let plain = self.rest.find(ends_plain).unwrap_or(self.rest.len());
+            if plain > 0 {
+                let (text, rest) = self.rest.split_at(plain);
+                self.rest = rest;
+                if split {
+                    words.split(&mut self.word, text);
+                }
+                out.push_str(text);
+                continue;
+            }
             if Some(c) == stop {
                 self.next();
                 self.depth -= 1;
@@ -205,7 +228,7 @@ impl<'a> Run<'a> {
                 '$' => {
                     let value = self.dollar()?;
                     if split {
-                        value.chars().for_each(|v| words.split_char(&mut self.word, v));
+                        words.split(&mut self.word, &value);
                     }
                     out.push_str(&value);
                     continue;
@@ -223,14 +246,8 @@ impl<'a> Run<'a> {
                 out.push_str(&text);
                 continue;
             }
+            // What is left is the escape character.
             self.next();
-            if c != self.rules.escape {
-                if split {
-                    words.split_char(&mut self.word, c);
-                }
-                out.push(c);
-                continue;
-            }
             if scope.raw_escapes {
                 if split {
                     words.raw_char(&mut self.word, c);

@@ -1,8 +1,11 @@
 //! The syntax tree: logical lines to nodes with arguments, flags and heredocs, not yet typed.
 
+use std::borrow::Cow;
+
 use crate::directives::{Directive, Scanner};
 use crate::error::{LineRange, ParseError, ParseErrorKind};
 use crate::heredoc::{Heredoc, heredocs_of_line};
+use crate::instruction::instruction_names;
 use crate::json::{self, ArrayError};
 use crate::lex::{Lines, continuation, is_comment};
 use crate::text::{is_blank, split_first_blank, trim_newline};
@@ -11,11 +14,22 @@ use crate::words::{quoted_words, take_flags};
 /// ONBUILD in ONBUILD is refused later anyway; deeper nesting is not even read, to spare the stack.
 const MAX_ONBUILD_DEPTH: usize = 16;
 
-/// One instruction as read, before its arguments are understood.
+/// One instruction as read, before its arguments are understood. Small, as there may be one for every two bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    /// The first word as written.
-    pub instruction: String,
+pub struct Node<'a> {
+    /// The instruction's name in capitals; `None` for a word that names none.
+    pub keyword: Option<&'static str>,
+    /// Lines from the instruction to its last continuation or heredoc line.
+    pub lines: LineRange,
+    /// The joined line; borrowed from the source where it is one line there.
+    pub original: Cow<'a, str>,
+    /// What it is made of; `None` when that is nothing.
+    parts: Option<Box<Parts>>,
+}
+
+/// What a node is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parts {
     /// Arguments. ENV and LABEL: triples of name, value and separator (`=` or empty).
     pub args: Vec<String>,
     /// Flags in front of the arguments, with dashes, quotes resolved.
@@ -24,25 +38,30 @@ pub struct Node {
     pub json: bool,
     /// Heredocs in the order of their words.
     pub heredocs: Vec<Heredoc>,
-    /// Lines from the instruction to its last continuation or heredoc line.
-    pub lines: LineRange,
-    /// The joined line.
-    pub original: String,
     /// The comments directly above.
     pub comments: Vec<String>,
     /// What ONBUILD carries.
-    pub sub: Option<Box<Node>>,
+    pub sub: Option<Box<Node<'static>>>,
 }
+
+static NOTHING: Parts = Parts {
+    args: Vec::new(),
+    flags: Vec::new(),
+    json: false,
+    heredocs: Vec::new(),
+    comments: Vec::new(),
+    sub: None,
+};
 
 /// A source cut into nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Syntax {
+pub struct Syntax<'a> {
     /// `\` or the backtick of `# escape=`.
     pub escape: char,
     /// Parser directives in force.
     pub directives: Vec<Directive>,
     /// Instructions in order.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<Node<'a>>,
     /// Lines of instructions with an empty line inside their continuation, here-documents left out.
     pub empty_continuations: Vec<LineRange>,
 }
@@ -51,11 +70,16 @@ pub struct Syntax {
 ///
 /// # Errors
 /// Bad directives, unterminated heredocs, malformed arguments, or no instruction at all.
-pub fn parse(source: &[u8]) -> Result<Syntax, ParseError> {
+pub fn parse(source: &[u8]) -> Result<Syntax<'_>, ParseError> {
     let mut lines = Lines::new(source);
     let mut directives = Scanner::new("#", 0);
-    let mut syntax =
-        Syntax { escape: '\\', directives: Vec::new(), nodes: Vec::new(), empty_continuations: Vec::new() };
+    let mut syntax = Syntax {
+        escape: '\\',
+        directives: Vec::new(),
+        // Room for a node each line, so that none has to move.
+        nodes: Vec::with_capacity(source.iter().filter(|b| **b == b'\n').count() + 1),
+        empty_continuations: Vec::new(),
+    };
     let mut comments: Vec<String> = Vec::new();
 
     while let Some(raw) = lines.next() {
@@ -70,24 +94,34 @@ pub fn parse(source: &[u8]) -> Result<Syntax, ParseError> {
             }
             syntax.directives.push(directive);
         }
-        let line = if is_comment(line) { "" } else { line };
         let first = lines.number();
-        let (content, more) = continuation(line, syntax.escape);
-        if content.is_empty() && !more {
+        let (mut joined, more) = match &raw {
+            Cow::Borrowed(raw) => {
+                let (content, more) = content(raw, syntax.escape);
+                (Cow::Borrowed(content), more)
+            }
+            Cow::Owned(raw) => {
+                let (content, more) = content(raw, syntax.escape);
+                (Cow::Owned(content.to_owned()), more)
+            }
+        };
+        if joined.is_empty() && !more {
             continue;
         }
-        let mut joined = content.to_owned();
-        if more && join_continuations(&mut lines, &mut joined, syntax.escape) {
+        if more && join_continuations(&mut lines, joined.to_mut(), syntax.escape) {
             syntax.empty_continuations.push(LineRange::new(first, lines.number()));
         }
         let here = |kind, last| ParseError::new(kind, LineRange::new(first, last));
-        let mut node = node_of_line(&joined, syntax.escape, 0).map_err(|kind| here(kind, lines.number()))?;
-        if node.may_have_heredocs() && joined.contains("<<") {
-            let found = heredocs_of_line(&joined).map_err(|kind| here(kind, lines.number()))?;
-            node.heredocs = read_heredocs(&mut lines, found).map_err(|kind| here(kind, lines.number()))?;
+        let mut node = node_of_line(joined, syntax.escape, 0).map_err(|kind| here(kind, lines.number()))?;
+        if node.may_have_heredocs() && node.original.contains("<<") {
+            let found = heredocs_of_line(&node.original).map_err(|kind| here(kind, lines.number()))?;
+            node.parts_mut().heredocs =
+                read_heredocs(&mut lines, found).map_err(|kind| here(kind, lines.number()))?;
         }
         node.lines = LineRange::new(first, lines.number());
-        node.comments = std::mem::take(&mut comments);
+        if !comments.is_empty() {
+            node.parts_mut().comments = std::mem::take(&mut comments);
+        }
         syntax.nodes.push(node);
     }
 
@@ -101,6 +135,12 @@ pub fn parse(source: &[u8]) -> Result<Syntax, ParseError> {
         return Err(ParseError::new(ParseErrorKind::NoInstructions, LineRange::new(last, last)));
     }
     Ok(syntax)
+}
+
+/// What a line gives to the logical line that it begins, and whether that goes on; nothing if it is a comment.
+fn content(raw: &str, escape: char) -> (&str, bool) {
+    let line = trim_newline(raw).trim_start();
+    continuation(if is_comment(line) { "" } else { line }, escape)
 }
 
 /// Remembers a comment for the instruction below it; an empty comment forgets those above.
@@ -175,102 +215,112 @@ fn read_heredocs(lines: &mut Lines<'_>, mut found: Vec<Heredoc>) -> Result<Vec<H
     Ok(found)
 }
 
-impl Node {
+impl Node<'_> {
+    /// The first word as written.
+    #[must_use]
+    pub fn instruction(&self) -> &str {
+        split_first_blank(self.original.trim()).0
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        self.parts.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// Takes out what it is made of.
+    pub(crate) fn take_parts(&mut self) -> Parts {
+        self.parts.take().map(|parts| *parts).unwrap_or_default()
+    }
+
+    fn parts_mut(&mut self) -> &mut Parts {
+        self.parts.get_or_insert_default()
+    }
+
     /// RUN, COPY and ADD, also under one ONBUILD, when not in JSON form.
     fn may_have_heredocs(&self) -> bool {
-        let carried =
-            self.instruction.eq_ignore_ascii_case("ONBUILD").then_some(self.sub.as_deref()).flatten();
-        let node = carried.unwrap_or(self);
-        !node.json && ["ADD", "COPY", "RUN"].iter().any(|i| node.instruction.eq_ignore_ascii_case(i))
+        let node = self.parts().sub.as_deref();
+        let node: &Node<'_> = node.unwrap_or(self);
+        !node.parts().json && matches!(node.keyword, Some("ADD" | "COPY" | "RUN"))
     }
 }
 
-/// Arguments of one instruction as its own rule reads them.
-#[derive(Default)]
-struct Args {
-    args: Vec<String>,
-    json: bool,
-    sub: Option<Box<Node>>,
-}
-
-impl Args {
-    fn list(args: Vec<String>) -> Self {
-        Self { args, ..Self::default() }
-    }
-}
-
-fn node_of_line(line: &str, escape: char, depth: usize) -> Result<Node, ParseErrorKind> {
+fn node_of_line(line: Cow<'_, str>, escape: char, depth: usize) -> Result<Node<'_>, ParseErrorKind> {
     let (instruction, rest) = split_first_blank(line.trim());
+    let keyword = keyword(instruction);
     let (flags, rest) = take_flags(rest.unwrap_or_default(), escape);
     let rest = rest.trim();
-    let args = match instruction.to_lowercase().as_str() {
-        "add" | "copy" | "volume" => match json_form(rest)? {
+    let mut parts = match keyword {
+        Some("ADD" | "COPY" | "VOLUME") => match json_form(rest)? {
             Some(args) => args,
             None => blank_separated(rest),
         },
-        "cmd" | "entrypoint" | "run" | "shell" => json_or_text(rest)?,
-        "arg" => Args::list(quoted_words(rest, escape)),
-        "env" => name_values(rest, "ENV", escape)?,
-        "label" => name_values(rest, "LABEL", escape)?,
-        "expose" | "from" => blank_separated(rest),
-        "healthcheck" => health(rest)?,
-        "maintainer" | "stopsignal" | "user" | "workdir" => text(rest),
-        "onbuild" if rest.is_empty() => Args::default(),
-        "onbuild" => {
+        Some("CMD" | "ENTRYPOINT" | "RUN" | "SHELL") => json_or_text(rest)?,
+        Some("ARG") => list(quoted_words(rest, escape)),
+        Some("ENV") => name_values(rest, "ENV", escape)?,
+        Some("LABEL") => name_values(rest, "LABEL", escape)?,
+        Some("EXPOSE" | "FROM") => blank_separated(rest),
+        Some("HEALTHCHECK") => health(rest)?,
+        Some("MAINTAINER" | "STOPSIGNAL" | "USER" | "WORKDIR") => text(rest),
+        Some("ONBUILD") if !rest.is_empty() => {
             if depth >= MAX_ONBUILD_DEPTH {
                 return Err(ParseErrorKind::TooDeep { limit: MAX_ONBUILD_DEPTH });
             }
-            Args { sub: Some(Box::new(node_of_line(rest, escape, depth + 1)?)), ..Args::default() }
+            let carried = node_of_line(Cow::Owned(rest.to_owned()), escape, depth + 1)?;
+            Parts { sub: Some(Box::new(carried)), ..Parts::default() }
         }
         // An unknown instruction is reported later, with its line; its arguments do not matter.
-        _ => Args::list(vec![String::new()]),
+        Some(_) | None => Parts::default(),
     };
-    Ok(Node {
-        instruction: instruction.to_owned(),
-        args: args.args,
-        flags,
-        json: args.json,
-        heredocs: Vec::new(),
-        lines: LineRange::new(0, 0),
-        original: line.to_owned(),
-        comments: Vec::new(),
-        sub: args.sub,
-    })
+    parts.flags = flags;
+    let parts = (parts != NOTHING).then(|| Box::new(parts));
+    Ok(Node { keyword, lines: LineRange::new(0, 0), original: line, parts })
+}
+
+/// The instruction that a word names, in whatever case.
+fn keyword(word: &str) -> Option<&'static str> {
+    // Letters beyond ASCII whose small form is an ASCII letter, as the Kelvin sign, count as that letter.
+    let word = if word.is_ascii() { Cow::Borrowed(word) } else { Cow::Owned(word.to_lowercase()) };
+    instruction_names().iter().find(|name| name.eq_ignore_ascii_case(&word)).copied()
+}
+
+fn list(args: Vec<String>) -> Parts {
+    Parts { args, ..Parts::default() }
 }
 
 /// The rest of the line as one argument.
-fn text(rest: &str) -> Args {
-    Args::list(if rest.is_empty() { Vec::new() } else { vec![rest.to_owned()] })
+fn text(rest: &str) -> Parts {
+    list(if rest.is_empty() { Vec::new() } else { vec![rest.to_owned()] })
 }
 
-fn blank_separated(rest: &str) -> Args {
+fn blank_separated(rest: &str) -> Parts {
     let words = rest.split(is_blank).filter(|w| !w.is_empty());
-    Args::list(words.map(str::to_owned).collect())
+    list(words.map(str::to_owned).collect())
 }
 
 /// A JSON array of strings. Any other text, JSON or not, is not an error but no JSON form either.
-fn json_form(rest: &str) -> Result<Option<Args>, ParseErrorKind> {
+fn json_form(rest: &str) -> Result<Option<Parts>, ParseErrorKind> {
     match json::string_array(rest) {
-        Ok(args) => Ok(Some(Args { args, json: true, sub: None })),
+        Ok(args) => Ok(Some(Parts { json: true, ..list(args) })),
         Err(ArrayError::NotStrings) => Err(ParseErrorKind::NotStrings),
         Err(ArrayError::NotArray) => Ok(None),
     }
 }
 
-fn json_or_text(rest: &str) -> Result<Args, ParseErrorKind> {
+fn json_or_text(rest: &str) -> Result<Parts, ParseErrorKind> {
     Ok(json_form(rest)?.unwrap_or_else(|| text(rest)))
 }
 
 /// `name=value ...`, or the old `name value` when the first word has no `=`.
-fn name_values(rest: &str, instruction: &'static str, escape: char) -> Result<Args, ParseErrorKind> {
+fn name_values(rest: &str, instruction: &'static str, escape: char) -> Result<Parts, ParseErrorKind> {
     let words = quoted_words(rest, escape);
     let Some(first) = words.first() else {
-        return Ok(Args::default());
+        return Ok(Parts::default());
     };
     if !first.contains('=') {
         let (name, value) = split_first_blank(rest);
         let value = value.ok_or(ParseErrorKind::NoValue { instruction })?;
-        return Ok(Args::list(vec![name.to_owned(), value.to_owned(), String::new()]));
+        return Ok(list(vec![name.to_owned(), value.to_owned(), String::new()]));
     }
     let mut args = Vec::with_capacity(words.len() * 3);
     for word in &words {
@@ -278,13 +328,13 @@ fn name_values(rest: &str, instruction: &'static str, escape: char) -> Result<Ar
             word.split_once('=').ok_or_else(|| ParseErrorKind::NoEquals { word: word.clone() })?;
         args.extend([name.to_owned(), value.to_owned(), "=".to_owned()]);
     }
-    Ok(Args::list(args))
+    Ok(list(args))
 }
 
 /// The type word, then JSON or text.
-fn health(rest: &str) -> Result<Args, ParseErrorKind> {
+fn health(rest: &str) -> Result<Parts, ParseErrorKind> {
     if rest.is_empty() {
-        return Ok(Args::default());
+        return Ok(Parts::default());
     }
     let (kind, command) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     let mut args = json_or_text(command.trim_start())?;
@@ -296,22 +346,33 @@ fn health(rest: &str) -> Result<Args, ParseErrorKind> {
 mod tests {
     use super::*;
 
-    fn nodes(source: &str) -> Vec<Node> {
+    fn nodes(source: &str) -> Vec<Node<'_>> {
         parse(source.as_bytes()).unwrap().nodes
     }
 
     #[test]
     fn joins_lines_and_keeps_numbers() {
         let found = nodes("# c\nFROM a\n\nRUN x \\\n  # no\n\n  y\nCMD [\"z\"]\n");
-        assert_eq!(found[0].comments, ["c"]);
-        assert_eq!((found[1].original.as_str(), found[1].lines), ("RUN x   y", LineRange::new(4, 7)));
-        assert!(found[2].json);
+        assert_eq!(found[0].parts().comments, ["c"]);
+        assert_eq!((&*found[1].original, found[1].lines), ("RUN x   y", LineRange::new(4, 7)));
+        assert!(found[2].parts().json);
+    }
+
+    #[test]
+    fn instructions_are_known_in_any_case() {
+        let found = nodes("from a\n wor\u{212a}dir /\nRUNN x\n");
+        assert_eq!(
+            found.iter().map(|n| n.keyword).collect::<Vec<_>>(),
+            [Some("FROM"), Some("WORKDIR"), None]
+        );
+        assert_eq!((found[0].instruction(), found[2].instruction()), ("from", "RUNN"));
     }
 
     #[test]
     fn heredocs_follow_in_order() {
         let found = nodes("RUN <<A cat <<-B\na\nA\n\tb\n\tB\nUSER u");
-        let bodies: Vec<_> = found[0].heredocs.iter().map(super::super::heredoc::Heredoc::text).collect();
+        let bodies: Vec<_> =
+            found[0].parts().heredocs.iter().map(super::super::heredoc::Heredoc::text).collect();
         assert_eq!(bodies, ["a\n", "b\n"]);
         assert_eq!(found[1].lines.first, 6);
     }

@@ -1,5 +1,6 @@
 //! From syntax nodes to typed instructions.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use super::flags::{FlagError, Flags, Takes};
@@ -11,7 +12,7 @@ use super::{
 use crate::dockerfile::Stage;
 use crate::error::{ParseError, ParseErrorKind};
 use crate::heredoc::{Heredoc, heredoc_word};
-use crate::parse::Node;
+use crate::parse::{Node, Parts};
 use crate::text::is_regex_space;
 
 use Takes::{Switch, Value, Values};
@@ -51,21 +52,28 @@ const HEALTH_FLAGS: Known = &[
 ];
 
 /// Whether the node starts a stage.
-pub(crate) fn is_from(node: &Node) -> bool {
-    node.instruction.to_lowercase() == "from"
+pub(crate) fn is_from(node: &Node<'_>) -> bool {
+    node.keyword == Some("FROM")
 }
 
 /// The instruction that a node stands for (any but FROM).
-pub(crate) fn typed(node: &Node) -> Result<Instruction, ParseError> {
-    let kind = kind_of_node(node).map_err(|fault| place(fault, node))?;
-    let (original, comments) = (node.original.trim().to_owned(), node.comments.clone());
-    Ok(Instruction { lines: node.lines, original, comments, kind })
+pub(crate) fn typed(mut node: Node<'_>) -> Result<Instruction, ParseError> {
+    let mut parts = node.take_parts();
+    let kind = kind_of_node(&node, &mut parts).map_err(|fault| place(fault, &node))?;
+    Ok(Instruction { lines: node.lines, original: trimmed(node.original), comments: parts.comments, kind })
+}
+
+/// Without white space at its ends; copied only where there is some.
+fn trimmed(text: Cow<'_, str>) -> String {
+    let inner = text.trim();
+    if inner.len() == text.len() { text.into_owned() } else { inner.to_owned() }
 }
 
 /// The stage that a FROM node starts.
-pub(crate) fn stage_of_node(node: &Node) -> Result<Stage, ParseError> {
-    let fault = |kind: ParseErrorKind| place(kind.into(), node);
-    let (base, name) = match node.args.as_slice() {
+pub(crate) fn stage_of_node(mut node: Node<'_>) -> Result<Stage, ParseError> {
+    let parts = node.take_parts();
+    let fault = |kind: ParseErrorKind| place(kind.into(), &node);
+    let (base, name) = match parts.args.as_slice() {
         [base] => (base, None),
         [base, word, name] if word.to_lowercase() == "as" => {
             let lower = name.to_lowercase();
@@ -76,15 +84,15 @@ pub(crate) fn stage_of_node(node: &Node) -> Result<Stage, ParseError> {
         }
         args => return Err(fault(arguments("FROM", "an image, or an image and AS name", args.len()))),
     };
-    let flags = Flags::read(&node.flags, FROM_FLAGS).map_err(|e| place(e, node))?;
+    let flags = Flags::read(&parts.flags, FROM_FLAGS).map_err(|e| place(e, &node))?;
     Ok(Stage {
         base: base.clone(),
-        doc: name.as_ref().and_then(|name| doc(&node.comments, name)),
+        doc: name.as_ref().and_then(|name| doc(&parts.comments, name)),
         name,
         platform: flags.value("platform"),
         lines: node.lines,
-        original: node.original.trim().to_owned(),
-        comments: node.comments.clone(),
+        original: trimmed(node.original),
+        comments: parts.comments,
         instructions: Vec::new(),
     })
 }
@@ -95,7 +103,7 @@ fn is_stage_name(name: &str) -> bool {
 }
 
 /// Puts an error on the node's lines, with a hint for unknown words.
-fn place(fault: FlagError, node: &Node) -> ParseError {
+fn place(fault: FlagError, node: &Node<'_>) -> ParseError {
     let error = ParseError::new(fault.kind, node.lines);
     match (&fault.unknown, &error.kind) {
         (Some((word, known)), ParseErrorKind::UnknownFlag { .. }) => {
@@ -103,7 +111,7 @@ fn place(fault: FlagError, node: &Node) -> ParseError {
             ParseError { hint: dashed.hint.map(|h| h.replace("mean ", "mean --")), ..dashed }
         }
         (_, ParseErrorKind::UnknownInstruction { .. }) => {
-            error.suggest(&node.instruction, instruction_names())
+            error.suggest(node.instruction(), instruction_names())
         }
         _ => error,
     }
@@ -113,52 +121,55 @@ fn arguments(instruction: &'static str, expected: &'static str, found: usize) ->
     ParseErrorKind::Arguments { instruction, expected, found }
 }
 
-fn kind_of_node(node: &Node) -> Result<InstructionKind, FlagError> {
-    Ok(match node.instruction.to_lowercase().as_str() {
-        "add" => InstructionKind::Add(add(node)?),
-        "arg" => InstructionKind::Arg(arg(node)?),
-        "cmd" => InstructionKind::Cmd(command(node)?),
-        "copy" => InstructionKind::Copy(copy(node)?),
-        "entrypoint" => InstructionKind::Entrypoint(command(node)?),
-        "env" => InstructionKind::Env(pairs(node, "ENV")?),
-        "expose" => InstructionKind::Expose(expose(node)?),
-        "healthcheck" => InstructionKind::Healthcheck(healthcheck(node)?),
-        "label" => InstructionKind::Label(pairs(node, "LABEL")?),
-        "maintainer" => InstructionKind::Maintainer(single(node, "MAINTAINER")?),
-        "onbuild" => InstructionKind::Onbuild(onbuild(node)?),
-        "run" => InstructionKind::Run(run(node)?),
-        "shell" => InstructionKind::Shell(shell(node)?),
+fn kind_of_node(node: &Node<'_>, parts: &mut Parts) -> Result<InstructionKind, FlagError> {
+    Ok(match node.keyword {
+        Some("ADD") => InstructionKind::Add(add(parts)?),
+        Some("ARG") => InstructionKind::Arg(arg(parts)?),
+        Some("CMD") => InstructionKind::Cmd(command(parts)?),
+        Some("COPY") => InstructionKind::Copy(copy(parts)?),
+        Some("ENTRYPOINT") => InstructionKind::Entrypoint(command(parts)?),
+        Some("ENV") => InstructionKind::Env(pairs(parts, "ENV")?),
+        Some("EXPOSE") => InstructionKind::Expose(expose(parts)?),
+        Some("HEALTHCHECK") => InstructionKind::Healthcheck(healthcheck(parts)?),
+        Some("LABEL") => InstructionKind::Label(pairs(parts, "LABEL")?),
+        Some("MAINTAINER") => InstructionKind::Maintainer(single(parts, "MAINTAINER")?),
+        Some("ONBUILD") => InstructionKind::Onbuild(onbuild(&node.original, parts)?),
+        Some("RUN") => InstructionKind::Run(run(parts)?),
+        Some("SHELL") => InstructionKind::Shell(shell(parts)?),
         // STOPSIGNAL does not look at its flags.
-        "stopsignal" => InstructionKind::StopSignal(one_argument(node, "STOPSIGNAL")?),
-        "user" => InstructionKind::User(single(node, "USER")?),
-        "volume" => InstructionKind::Volume(volume(node)?),
-        "workdir" => InstructionKind::Workdir(single(node, "WORKDIR")?),
-        _ => return Err(ParseErrorKind::UnknownInstruction { name: node.instruction.clone() }.into()),
+        Some("STOPSIGNAL") => InstructionKind::StopSignal(one_argument(parts, "STOPSIGNAL")?),
+        Some("USER") => InstructionKind::User(single(parts, "USER")?),
+        Some("VOLUME") => InstructionKind::Volume(volume(parts)?),
+        Some("WORKDIR") => InstructionKind::Workdir(single(parts, "WORKDIR")?),
+        _ => {
+            let name = node.instruction().to_owned();
+            return Err(ParseErrorKind::UnknownInstruction { name }.into());
+        }
     })
 }
 
-fn one_argument(node: &Node, name: &'static str) -> Result<String, FlagError> {
-    match node.args.as_slice() {
+fn one_argument(parts: &Parts, name: &'static str) -> Result<String, FlagError> {
+    match parts.args.as_slice() {
         [only] => Ok(only.clone()),
         args => Err(arguments(name, "exactly one argument", args.len()).into()),
     }
 }
 
-fn single(node: &Node, name: &'static str) -> Result<String, FlagError> {
-    let only = one_argument(node, name)?;
-    Flags::read(&node.flags, NO_FLAGS)?;
+fn single(parts: &Parts, name: &'static str) -> Result<String, FlagError> {
+    let only = one_argument(parts, name)?;
+    Flags::read(&parts.flags, NO_FLAGS)?;
     Ok(only)
 }
 
-fn at_least_one(node: &Node, name: &'static str) -> Result<(), ParseErrorKind> {
-    if node.args.is_empty() { Err(arguments(name, "at least one argument", 0)) } else { Ok(()) }
+fn at_least_one(parts: &Parts, name: &'static str) -> Result<(), ParseErrorKind> {
+    if parts.args.is_empty() { Err(arguments(name, "at least one argument", 0)) } else { Ok(()) }
 }
 
-fn pairs(node: &Node, name: &'static str) -> Result<Vec<KeyValue>, FlagError> {
-    Flags::read(&node.flags, NO_FLAGS)?;
-    at_least_one(node, name)?;
-    let mut out = Vec::with_capacity(node.args.len() / 3);
-    for triple in node.args.chunks_exact(3) {
+fn pairs(parts: &Parts, name: &'static str) -> Result<Vec<KeyValue>, FlagError> {
+    Flags::read(&parts.flags, NO_FLAGS)?;
+    at_least_one(parts, name)?;
+    let mut out = Vec::with_capacity(parts.args.len() / 3);
+    for triple in parts.args.chunks_exact(3) {
         let [key, value, separator] = triple else { continue };
         if key.is_empty() {
             return Err(ParseErrorKind::BlankName { instruction: name }.into());
@@ -169,11 +180,11 @@ fn pairs(node: &Node, name: &'static str) -> Result<Vec<KeyValue>, FlagError> {
 }
 
 /// ARG does not look at its flags.
-fn arg(node: &Node) -> Result<Vec<Arg>, FlagError> {
-    at_least_one(node, "ARG")?;
+fn arg(parts: &Parts) -> Result<Vec<Arg>, FlagError> {
+    at_least_one(parts, "ARG")?;
     // By their first word, once for all: there may be as many comments as arguments.
     let mut docs: HashMap<&str, &str> = HashMap::new();
-    for (name, rest) in node.comments.iter().filter_map(|c| c.split_once(' ')) {
+    for (name, rest) in parts.comments.iter().filter_map(|c| c.split_once(' ')) {
         docs.entry(name).or_insert(rest);
     }
     let read = |word: &String| {
@@ -185,7 +196,7 @@ fn arg(node: &Node) -> Result<Vec<Arg>, FlagError> {
         let doc = docs.get(key).filter(|rest| !key.is_empty() && !rest.is_empty());
         Ok(Arg { key: key.to_owned(), value, doc: doc.map(|rest| (*rest).to_owned()) })
     };
-    node.args.iter().map(read).collect()
+    parts.args.iter().map(read).collect()
 }
 
 /// The rest of the first comment that starts with the name.
@@ -194,8 +205,8 @@ fn doc(comments: &[String], name: &str) -> Option<String> {
     (!name.is_empty() && !rest.is_empty()).then(|| rest.to_owned())
 }
 
-fn transfer(node: &Node, name: &'static str) -> Result<Transfer, ParseErrorKind> {
-    let Some((dest, sources)) = node.args.split_last() else {
+fn transfer(parts: &Parts, name: &'static str) -> Result<Transfer, ParseErrorKind> {
+    let Some((dest, sources)) = parts.args.split_last() else {
         return Err(arguments(name, "at least two arguments", 0));
     };
     let heredoc = |word: &str| heredoc_word(word).ok().flatten();
@@ -204,7 +215,7 @@ fn transfer(node: &Node, name: &'static str) -> Result<Transfer, ParseErrorKind>
     }
     let mut out = Transfer { sources: Vec::new(), heredocs: Vec::new(), dest: dest.clone() };
     // Of two heredocs with one name the last gives the content of both.
-    let bodies: HashMap<&str, &Heredoc> = node.heredocs.iter().map(|h| (h.name.as_str(), h)).collect();
+    let bodies: HashMap<&str, &Heredoc> = parts.heredocs.iter().map(|h| (h.name.as_str(), h)).collect();
     let mut seen = HashSet::new();
     let mut repeated = 0;
     for source in sources {
@@ -225,18 +236,18 @@ fn transfer(node: &Node, name: &'static str) -> Result<Transfer, ParseErrorKind>
     Ok(out)
 }
 
-fn two_arguments(node: &Node, name: &'static str) -> Result<(), ParseErrorKind> {
-    match node.args.len() {
+fn two_arguments(parts: &Parts, name: &'static str) -> Result<(), ParseErrorKind> {
+    match parts.args.len() {
         found @ (0 | 1) => Err(arguments(name, "at least two arguments, the last is the destination", found)),
         _ => Ok(()),
     }
 }
 
-fn add(node: &Node) -> Result<Add, FlagError> {
-    two_arguments(node, "ADD")?;
-    let flags = Flags::read(&node.flags, ADD_FLAGS)?;
+fn add(parts: &Parts) -> Result<Add, FlagError> {
+    two_arguments(parts, "ADD")?;
+    let flags = Flags::read(&parts.flags, ADD_FLAGS)?;
     Ok(Add {
-        files: transfer(node, "ADD")?,
+        files: transfer(parts, "ADD")?,
         chown: flags.value("chown"),
         chmod: flags.value("chmod"),
         link: flags.switch("link").unwrap_or(false),
@@ -247,11 +258,11 @@ fn add(node: &Node) -> Result<Add, FlagError> {
     })
 }
 
-fn copy(node: &Node) -> Result<Copy, FlagError> {
-    two_arguments(node, "COPY")?;
-    let flags = Flags::read(&node.flags, COPY_FLAGS)?;
+fn copy(parts: &Parts) -> Result<Copy, FlagError> {
+    two_arguments(parts, "COPY")?;
+    let flags = Flags::read(&parts.flags, COPY_FLAGS)?;
     Ok(Copy {
-        files: transfer(node, "COPY")?,
+        files: transfer(parts, "COPY")?,
         from: flags.value("from"),
         chown: flags.value("chown"),
         chmod: flags.value("chmod"),
@@ -261,23 +272,27 @@ fn copy(node: &Node) -> Result<Copy, FlagError> {
     })
 }
 
-fn command_line(node: &Node) -> CommandLine {
-    CommandLine { args: node.args.clone(), shell_form: !node.json, heredocs: node.heredocs.clone() }
+fn command_line(parts: &mut Parts) -> CommandLine {
+    CommandLine {
+        args: std::mem::take(&mut parts.args),
+        shell_form: !parts.json,
+        heredocs: std::mem::take(&mut parts.heredocs),
+    }
 }
 
-fn command(node: &Node) -> Result<CommandLine, FlagError> {
-    Flags::read(&node.flags, NO_FLAGS)?;
-    Ok(command_line(node))
+fn command(parts: &mut Parts) -> Result<CommandLine, FlagError> {
+    Flags::read(&parts.flags, NO_FLAGS)?;
+    Ok(command_line(parts))
 }
 
-fn run(node: &Node) -> Result<Run, FlagError> {
-    let flags = Flags::read(&node.flags, RUN_FLAGS)?;
+fn run(parts: &mut Parts) -> Result<Run, FlagError> {
+    let flags = Flags::read(&parts.flags, RUN_FLAGS)?;
     let devices: Result<_, _> = flags.values("device").iter().map(|d| Device::parse(d)).collect();
     let mounts: Result<_, _> = flags.values("mount").iter().map(|m| MountSpec::parse(m)).collect();
     let choice =
         |flag, value: &str, expected| ParseErrorKind::FlagChoice { flag, value: value.to_owned(), expected };
     Ok(Run {
-        command: command_line(node),
+        command: command_line(parts),
         devices: devices.map_err(|source| ParseErrorKind::Device { source })?,
         mounts: mounts.map_err(|source| ParseErrorKind::Mount { source })?,
         network: match flags.written("network") {
@@ -295,50 +310,50 @@ fn run(node: &Node) -> Result<Run, FlagError> {
     })
 }
 
-fn expose(node: &Node) -> Result<Vec<String>, FlagError> {
-    at_least_one(node, "EXPOSE")?;
-    Flags::read(&node.flags, NO_FLAGS)?;
-    let mut ports = node.args.clone();
+fn expose(parts: &Parts) -> Result<Vec<String>, FlagError> {
+    at_least_one(parts, "EXPOSE")?;
+    Flags::read(&parts.flags, NO_FLAGS)?;
+    let mut ports = parts.args.clone();
     ports.sort();
     Ok(ports)
 }
 
-fn volume(node: &Node) -> Result<Vec<String>, FlagError> {
-    at_least_one(node, "VOLUME")?;
-    Flags::read(&node.flags, NO_FLAGS)?;
-    let volumes: Vec<String> = node.args.iter().map(|v| v.trim().to_owned()).collect();
+fn volume(parts: &Parts) -> Result<Vec<String>, FlagError> {
+    at_least_one(parts, "VOLUME")?;
+    Flags::read(&parts.flags, NO_FLAGS)?;
+    let volumes: Vec<String> = parts.args.iter().map(|v| v.trim().to_owned()).collect();
     if volumes.iter().any(String::is_empty) {
         return Err(ParseErrorKind::EmptyVolume.into());
     }
     Ok(volumes)
 }
 
-fn shell(node: &Node) -> Result<Vec<String>, FlagError> {
-    Flags::read(&node.flags, NO_FLAGS)?;
-    at_least_one(node, "SHELL")?;
-    if !node.json {
+fn shell(parts: &Parts) -> Result<Vec<String>, FlagError> {
+    Flags::read(&parts.flags, NO_FLAGS)?;
+    at_least_one(parts, "SHELL")?;
+    if !parts.json {
         return Err(ParseErrorKind::ShellNotJson.into());
     }
-    Ok(node.args.clone())
+    Ok(parts.args.clone())
 }
 
-fn onbuild(node: &Node) -> Result<String, FlagError> {
-    let Some(sub) = &node.sub else {
+fn onbuild(original: &str, parts: &Parts) -> Result<String, FlagError> {
+    let Some(sub) = &parts.sub else {
         return Err(arguments("ONBUILD", "at least one argument", 0).into());
     };
-    Flags::read(&node.flags, NO_FLAGS)?;
-    let trigger = sub.instruction.trim().to_uppercase();
+    Flags::read(&parts.flags, NO_FLAGS)?;
+    let trigger = sub.instruction().to_uppercase();
     if matches!(trigger.as_str(), "ONBUILD" | "MAINTAINER" | "FROM") {
         return Err(ParseErrorKind::OnbuildTrigger { trigger }.into());
     }
-    let line = node.original.trim_start_matches(is_regex_space);
+    let line = original.trim_start_matches(is_regex_space);
     let mut text = match line.get(.."ONBUILD".len()) {
         Some(word) if word.eq_ignore_ascii_case("ONBUILD") => {
             line["ONBUILD".len()..].trim_start_matches(is_regex_space).to_owned()
         }
-        _ => node.original.clone(),
+        _ => original.to_owned(),
     };
-    for heredoc in &node.heredocs {
+    for heredoc in &parts.heredocs {
         text.push('\n');
         text.push_str(&heredoc.content);
         text.push_str(&heredoc.name);
@@ -346,9 +361,9 @@ fn onbuild(node: &Node) -> Result<String, FlagError> {
     Ok(text)
 }
 
-fn healthcheck(node: &Node) -> Result<Healthcheck, FlagError> {
-    at_least_one(node, "HEALTHCHECK")?;
-    let (kind, args) = node.args.split_first().map_or(("", &[][..]), |(k, a)| (k.as_str(), a));
+fn healthcheck(parts: &Parts) -> Result<Healthcheck, FlagError> {
+    at_least_one(parts, "HEALTHCHECK")?;
+    let (kind, args) = parts.args.split_first().map_or(("", &[][..]), |(k, a)| (k.as_str(), a));
     let kind = kind.to_uppercase();
     if kind == "NONE" {
         // NONE does not look at its flags.
@@ -357,14 +372,14 @@ fn healthcheck(node: &Node) -> Result<Healthcheck, FlagError> {
             found => Err(arguments("HEALTHCHECK NONE", "no arguments", found).into()),
         };
     }
-    let flags = Flags::read(&node.flags, HEALTH_FLAGS)?;
+    let flags = Flags::read(&parts.flags, HEALTH_FLAGS)?;
     if kind != "CMD" {
         return Err(ParseErrorKind::HealthType { found: kind }.into());
     }
     if args.is_empty() {
         return Err(ParseErrorKind::HealthCommand.into());
     }
-    let mut test = vec![if node.json { "CMD" } else { "CMD-SHELL" }.to_owned()];
+    let mut test = vec![if parts.json { "CMD" } else { "CMD-SHELL" }.to_owned()];
     test.extend_from_slice(args);
     let duration = |flag: &'static str| {
         interval(flags.written(flag).unwrap_or_default())

@@ -206,7 +206,7 @@ pub fn lint(found: &Findings) -> Vec<Value> {
 }
 
 /// The syntax tree, with escape and directives.
-pub fn syntax(syntax: &Syntax) -> Value {
+pub fn syntax(syntax: &Syntax<'_>) -> Value {
     let directive =
         |d: &kiln_dockerfile::Directive| json!({"name": d.name, "value": d.value, "line": d.line});
     json!({
@@ -216,21 +216,22 @@ pub fn syntax(syntax: &Syntax) -> Value {
     })
 }
 
-fn node(node: &Node) -> Value {
+fn node(node: &Node<'_>) -> Value {
+    let parts = node.parts();
     let document = |h: &kiln_dockerfile::Heredoc| json!({"name": h.name, "fd": h.fd, "expand": h.expand, "chomp": h.chomp, "content": h.content});
-    let documents: Vec<Value> = node.heredocs.iter().map(document).collect();
+    let documents: Vec<Value> = parts.heredocs.iter().map(document).collect();
     let optional = object(json!({
-        "flags": node.flags, "json": node.json, "heredocs": documents, "comments": node.comments,
+        "flags": parts.flags, "json": parts.json, "heredocs": documents, "comments": parts.comments,
     }));
-    let mut found = with(
-        optional,
-        json!({"instruction": node.instruction, "args": node.args, "original": node.original}),
-    );
+    // The reference gives an unknown instruction one empty argument.
+    let args = if node.keyword.is_some() { parts.args.clone() } else { vec![String::new()] };
+    let mut found =
+        with(optional, json!({"instruction": node.instruction(), "args": args, "original": node.original}));
     if node.lines.first != 0 {
         found["start_line"] = node.lines.first.into();
         found["end_line"] = node.lines.last.into();
     }
-    if let Some(sub) = &node.sub {
+    if let Some(sub) = &parts.sub {
         found["sub"] = self::node(sub);
     }
     found
