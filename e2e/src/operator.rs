@@ -4,11 +4,15 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 /// Namespace that the chart is installed in.
 pub const NAMESPACE: &str = "kiln-system";
+/// Name of the record of who leads.
+const LEASE: &str = "kiln-operator";
 
 /// Sends SIGKILL to every operator process of this machine; when there is none (a cluster elsewhere) the operator's
 /// pods are deleted without grace. Returns how many were killed.
@@ -26,7 +30,7 @@ pub async fn kill(client: &kube::Client) -> Result<usize> {
         }
     }
     if killed == 0 {
-        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), NAMESPACE);
+        let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
         for pod in pods.list(&ListParams::default().labels("app.kubernetes.io/name=kiln")).await? {
             let name = pod.metadata.name.unwrap_or_default();
             pods.delete(&name, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() })
@@ -52,10 +56,55 @@ pub async fn scale(client: &kube::Client, replicas: i32) -> Result<()> {
     crate::cluster::until(120, "the operator to be scaled", async || {
         let now = deployments.get(&name).await?;
         let ready = now.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or_default();
-        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), NAMESPACE);
+        let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
         let selector = ListParams::default().labels("app.kubernetes.io/component=operator");
         let left = pods.list(&selector).await?.items.len();
         Ok((ready == replicas && (replicas > 0 || left == 0)).then_some(()))
     })
     .await
+}
+
+/// The pod of the operator that decides.
+///
+/// # Errors
+/// There is none within a minute.
+pub async fn leader(client: &kube::Client) -> Result<String> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    crate::cluster::until(60, "an operator that leads", async || {
+        let holder = leases.get(LEASE).await?.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+        // The pod's name, and what tells one process of it from another.
+        let name = holder.rsplit_once('_').map_or(holder.as_str(), |(name, _)| name);
+        Ok(if name.is_empty() { None } else { pods.get_opt(name).await?.and_then(|pod| pod.metadata.name) })
+    })
+    .await
+}
+
+/// Takes a pod of the operator away, without grace.
+///
+/// # Errors
+/// There is none of this name.
+pub async fn remove(client: &kube::Client, pod: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    pods.delete(pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
+    Ok(())
+}
+
+/// Starts the operator with other settings: `change` gets the text of its configuration. Returns the text as it was.
+///
+/// # Errors
+/// The configuration is not there, or the operator did not start with the new one.
+pub async fn settings(client: &kube::Client, change: impl FnOnce(&str) -> String) -> Result<String> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let all = maps.list(&ListParams::default().labels("app.kubernetes.io/component=operator")).await?;
+    let found = all.items.into_iter().find_map(|map| {
+        let text = map.data?.remove("config.yaml")?;
+        Some((map.metadata.name?, text))
+    });
+    let (name, before) = found.context("no configuration of the operator in kiln-system")?;
+    scale(client, 0).await?;
+    let patch = json!({"data": {"config.yaml": change(&before)}});
+    maps.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    scale(client, 1).await?;
+    Ok(before)
 }

@@ -1,8 +1,9 @@
 //! Faults: the operator killed in each phase, the pod taken away. One image, one status, nothing twice.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kiln_e2e::cluster::{Sandbox, condition, inline, until};
+use kiln_e2e::process::Processes;
 use kiln_e2e::{image, operator, registry::Registry};
 use kube::api::{Api, DeleteParams};
 use serde_json::{Value, json};
@@ -144,5 +145,92 @@ async fn a_step_out_of_memory_says_so() -> Result<()> {
     let build = sandbox.finished("app", 180).await?;
     let failure = &build["status"]["failure"];
     ensure!(failure["class"] == "OutOfMemory" && failure["step"] == 2, "{failure:#}");
+    sandbox.remove().await
+}
+
+#[tokio::test]
+async fn a_container_killed_whole_for_its_memory_says_so_too() -> Result<()> {
+    let _guard = crate::with_operator().await;
+    let registry = Registry::of_the_cluster()?;
+    let sandbox = Sandbox::new("oomall").await?;
+    // The kernel kills one process, and the step goes on; the rest of the container, which cgroup v2 would have killed with it,
+    // is killed here.
+    let dockerfile =
+        "FROM busybox\nRUN sh -c 'x=a; while true; do x=$x$x; done' || true; echo survived; sleep 300\n";
+    let mut spec = inline(dockerfile, &crate::target(&registry, &sandbox.name, "app"));
+    spec["resources"] = json!({"limits": {"memory": "128Mi"}});
+    sandbox.apply("app", &spec).await?;
+    let uid = until(180, "the first process to be killed", async || {
+        let Some(pod) = sandbox.pods().await?.pop() else { return Ok(None) };
+        let name = pod.metadata.name.context("a name")?;
+        let log = sandbox.logs(&name, "build").await.unwrap_or_default();
+        Ok(log.lines().any(|line| line.ends_with("survived")).then_some(pod.metadata.uid))
+    })
+    .await?;
+    Processes::find("kiln-builder", &uid.context("a UID")?)?.signal("KILL")?;
+    let build = sandbox.finished("app", 120).await?;
+    let failure = &build["status"]["failure"];
+    ensure!(failure["class"] == "OutOfMemory" && failure["step"] == 2, "{failure:#}");
+    ensure!(failure["message"].to_string().contains("spec.resources.limits.memory"), "{failure:#}");
+    sandbox.remove().await
+}
+
+#[tokio::test]
+async fn two_operators_make_each_pod_once_and_the_second_takes_over() -> Result<()> {
+    let _guard = crate::operator_to_myself().await;
+    let registry = Registry::of_the_cluster()?;
+    let sandbox = Sandbox::new("two").await?;
+    operator::scale(&sandbox.client, 2).await?;
+    let names: Vec<String> = (1..=6).map(|n| format!("b{n}")).collect();
+    for name in &names {
+        let target = crate::target(&registry, &sandbox.name, name);
+        sandbox.apply(name, &inline("FROM busybox\nRUN sleep 3; echo x > /x\n", &target)).await?;
+    }
+    until(120, "a pod", async || Ok((!sandbox.pods().await?.is_empty()).then_some(()))).await?;
+    let leader = operator::leader(&sandbox.client).await?;
+    operator::remove(&sandbox.client, &leader).await?;
+    for name in &names {
+        let build = sandbox.succeeded(name, 240).await?;
+        once(&sandbox, &registry, name, &build).await?;
+    }
+    ensure!(operator::leader(&sandbox.client).await? != leader, "{leader} is gone");
+    ensure!(sandbox.pods().await?.len() == names.len(), "one pod per build");
+    operator::scale(&sandbox.client, 1).await?;
+    sandbox.remove().await
+}
+
+#[tokio::test]
+async fn an_image_of_ours_that_is_not_there_is_named_and_waited_for() -> Result<()> {
+    let _guard = crate::operator_to_myself().await;
+    let registry = Registry::of_the_cluster()?;
+    let sandbox = Sandbox::new("nopull").await?;
+    let wrong = format!("{}/not/there:v0", registry.host());
+    let before = operator::settings(&sandbox.client, |text| {
+        let line = |line: &str| match line.split_once(':') {
+            Some(("builderImage", _)) => format!("builderImage: {wrong}\n"),
+            Some(("podStartGrace", _)) => "podStartGrace: 30s\n".to_owned(),
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(line).collect()
+    })
+    .await?;
+    sandbox
+        .apply("app", &inline("FROM busybox\nRUN true\n", &crate::target(&registry, &sandbox.name, "app")))
+        .await?;
+    let told = sandbox
+        .wait("app", 60, "told of the image", |b| b["status"]["conditions"].to_string().contains(&wrong))
+        .await;
+    let tried = match &told {
+        Ok(_) => {
+            sandbox.wait("app", 90, "tried again", |b| b["status"]["attempts"][0]["class"].is_string()).await
+        }
+        Err(_) => Ok(Value::Null),
+    };
+    operator::settings(&sandbox.client, |_| before).await?;
+    let conditions = told?["status"]["conditions"].to_string();
+    ensure!(conditions.contains("ErrImagePull") || conditions.contains("ImagePullBackOff"), "{conditions}");
+    let first = &tried?["status"]["attempts"][0];
+    ensure!(first["class"] == "Infrastructure" && first["reason"] == "PodStartFailed", "{first:#}");
+    sandbox.succeeded("app", 240).await?;
     sandbox.remove().await
 }
