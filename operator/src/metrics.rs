@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::image_build::catalog;
 use crate::image_build::conditions::{self, reasons};
 use crate::image_build::error::ReconcileError;
 use crate::image_build::events::{begun_attempts, ended_runs};
@@ -136,6 +137,7 @@ pub struct Metrics {
     reconcile_errors: Family<Labels<1>, Counter>,
     reconcile_duration: Histogram,
     runs: Family<Labels<2>, Counter>,
+    failures: Family<Labels<1>, Counter>,
     run_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
     phase_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
     steps: Family<Labels<1>, Counter>,
@@ -164,6 +166,7 @@ impl Metrics {
             reconcile_errors: Family::default(),
             reconcile_duration: Histogram::new(RECONCILE_SECONDS),
             runs: Family::default(),
+            failures: Family::default(),
             run_duration: Family::new_with_constructor(run_histogram),
             phase_duration: Family::new_with_constructor(run_histogram),
             steps: Family::default(),
@@ -191,6 +194,9 @@ impl Metrics {
             drop(
                 metrics.runs.get_or_create(&[("result", word(RunResult::Failed)), ("class", class(failed))]),
             );
+        }
+        for entry in catalog::FAILURES {
+            drop(metrics.failures.get_or_create(&[("reason", entry.word)]));
         }
         for phase in RunPhase::ALL {
             drop(metrics.phase_duration.get_or_create(&[("phase", phase.word())]));
@@ -222,6 +228,7 @@ impl Metrics {
             self.reconcile_duration.clone(),
         );
         r.register("runs", "Runs that ended, by result and by class of failure", self.runs.clone());
+        r.register("run_failures", "Runs that failed, by reason", self.failures.clone());
         r.register_with_unit(
             "run_duration",
             "From the start of a run to its end, waiting included",
@@ -268,6 +275,13 @@ impl Metrics {
                 _ => NO_CLASS,
             };
             self.runs.get_or_create(&[("result", word(run.result)), ("class", class)]).inc();
+            if run.result == RunResult::Failed {
+                // The words of a newer courier are not known here.
+                let known =
+                    failure.and_then(|f| catalog::FAILURES.iter().find(|entry| entry.word == f.reason));
+                let reason = known.map_or("Unknown", |entry| entry.word);
+                self.failures.get_or_create(&[("reason", reason)]).inc();
+            }
             let took = run.completion_time.0.as_second().saturating_sub(run.start_time.0.as_second()).max(0);
             let took = Duration::from_secs(took.unsigned_abs()).as_secs_f64();
             self.run_duration.get_or_create(&[("result", word(run.result))]).observe(took);

@@ -75,6 +75,10 @@ fn reconciles_runs_and_attempts_are_counted() {
     let mut ended = running();
     finish_run(&mut ended, failed(), "ns", at(5));
     metrics.stored(&running(), &ended);
+    let mut late = running();
+    let timeout = Failure::new(kiln_contract::FailureClass::Timeout, "TimedOut", "m");
+    finish_run(&mut late, Finish::Failed(timeout), "ns", at(5));
+    metrics.stored(&running(), &late);
     conditions::set(&mut status, &conditions::Phase::Finished, 1, at(90));
     metrics.show_builds(at(100), [&status, &running(), &running()]);
     let text = lines(&metrics);
@@ -90,6 +94,9 @@ fn reconciles_runs_and_attempts_are_counted() {
         "kiln_oldest_run_seconds{phase=\"building\"} 0",
         "kiln_runs_total{result=\"Succeeded\",class=\"None\"} 1",
         "kiln_runs_total{result=\"Failed\",class=\"User\"} 1",
+        "kiln_run_failures_total{reason=\"TimedOut\"} 1",
+        "kiln_run_failures_total{reason=\"Unknown\"} 1",
+        "kiln_run_failures_total{reason=\"StepFailed\"} 0",
         "kiln_run_duration_seconds_bucket{le=\"60.0\",result=\"Succeeded\"} 0",
         "kiln_run_duration_seconds_bucket{le=\"120.0\",result=\"Succeeded\"} 1",
         "kiln_run_duration_seconds_sum{result=\"Succeeded\"} 90.0",

@@ -45,7 +45,7 @@ use super::{BuildSecret, ImageBuildStatus, Output, Source, SshKey};
     printcolumn(
         name = "Image",
         type_ = "string",
-        json_path = ".spec.output.image",
+        json_path = ".status.output",
         description = "Where the image goes"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),

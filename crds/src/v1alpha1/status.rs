@@ -56,6 +56,9 @@ pub struct ImageBuildStatus {
     /// How the steps of the latest run are kept apart from the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
+    /// Where the image of the latest run goes: `spec.output.image`, or what the policies' template makes of the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
     /// The policies that the latest run began under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyStatus>,

@@ -215,7 +215,8 @@ async fn a_proxy_is_in_the_step_and_not_in_the_image() -> Result<()> {
     // Where the image goes is the policy's word, too.
     spec.as_object_mut().context("an object")?.remove("output");
     sandbox.apply("app", &spec).await?;
-    sandbox.succeeded("app", 120).await?;
+    let build = sandbox.succeeded("app", 120).await?;
+    ensure!(build["status"]["output"] == crate::target(&registry, &sandbox.name, "app"), "{build:#}");
     let image = image::read(&registry, &format!("{}/app", sandbox.name), "latest").await?;
     let env = image.file("env")?;
     for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"] {

@@ -39,6 +39,7 @@ pub fn begin_run(status: &mut ImageBuildStatus, desired: &Desired, rebuild: Opti
     status.input_digest = Some(desired.input_digest.clone());
     status.source = desired.source.clone();
     status.isolation = Some(desired.isolation.as_str().to_owned());
+    status.output = desired.output.clone();
     status.policy = Some(desired.policy.clone());
     if let Some(value) = rebuild {
         status.last_handled_rebuild = Some(value.to_owned());

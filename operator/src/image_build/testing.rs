@@ -75,6 +75,7 @@ pub fn desired(digest: &str) -> Desired {
         input_digest: digest.into(),
         source: Some(SourceStatus { revision: None, digest: Some("sha256:s".into()) }),
         isolation: Isolation::UserNamespace,
+        output: Some("r.x/a:1".into()),
         policy: PolicyStatus { names: vec!["default".into()], digest: "sha256:p".into() },
         timeout_seconds: 3600,
         retries: 2,

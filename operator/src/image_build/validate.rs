@@ -29,6 +29,8 @@ pub struct Desired {
     pub source: Option<SourceStatus>,
     /// How steps are kept apart.
     pub isolation: Isolation,
+    /// Where the image is to go, as written.
+    pub output: Option<String>,
     /// Which policies hold.
     pub policy: PolicyStatus,
     /// Seconds that an attempt may take.
@@ -141,6 +143,7 @@ pub fn validate(
             kiln_api::v1alpha1::Isolation::UserNamespace => Isolation::UserNamespace,
             kiln_api::v1alpha1::Isolation::HostRange => Isolation::HostRange,
         },
+        output: check::output_text(spec, name, policy),
         policy: policy.status.clone(),
         timeout_seconds: timeout.as_ref().copied().unwrap_or(policy.timeout),
         retries: usize::try_from(spec.retries).unwrap_or_default(),

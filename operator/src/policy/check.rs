@@ -52,22 +52,28 @@ pub fn timeout(spec: &ImageBuildSpec, policy: &Effective) -> Result<i64, Failure
     }
 }
 
+/// Where the image of the ImageBuild `name` is to go, as written: in its spec, or by the policies' template. Not checked.
+pub fn output_text(spec: &ImageBuildSpec, name: &str, policy: &Effective) -> Option<String> {
+    match (&policy.template, spec.output.image.as_str()) {
+        (None, "") => None,
+        (Some(template), "") => Some(template.replace("{name}", name)),
+        (_, image) => Some(image.to_owned()),
+    }
+}
+
 /// Where the image of the ImageBuild `name` goes.
 ///
 /// # Errors
 /// It is no reference, or none is named, or a policy does not allow it.
 pub fn output(spec: &ImageBuildSpec, name: &str, policy: &Effective) -> Result<Reference, Failure> {
-    let (text, what) = match (&policy.template, spec.output.image.as_str()) {
-        (Some(template), "") => (
-            template.replace("{name}", name),
-            "spec.output.image (from spec.output.template of a BuildPolicy)",
-        ),
-        (None, "") => {
-            return Err(invalid(
-                "spec.output.image is absent, and no BuildPolicy of this namespace says where images go (spec.output.template); name an image",
-            ));
-        }
-        (_, image) => (image.to_owned(), "spec.output.image"),
+    let Some(text) = output_text(spec, name, policy) else {
+        return Err(invalid(
+            "spec.output.image is absent, and no BuildPolicy of this namespace says where images go (spec.output.template); name an image",
+        ));
+    };
+    let what = match spec.output.image.as_str() {
+        "" => "spec.output.image (from spec.output.template of a BuildPolicy)",
+        _ => "spec.output.image",
     };
     let image = Reference::parse(&text).map_err(|e| invalid(format!("{what}: {e}")))?;
     let repository = format!("{}/{}", image.registry, image.repository);
