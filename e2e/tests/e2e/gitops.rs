@@ -38,7 +38,7 @@ impl Pipeline {
             self.work.path(),
             &format!(
                 "cd r/images; {script}\ngit add -A .
-                git -c user.name=a -c user.email=a@b commit -qm change && git push -q ../../r.git main && git rev-parse HEAD"
+                git -c user.name=a -c user.email=a@b commit -qm change && git -C .. push -q ../r.git main && git rev-parse HEAD"
             ),
         )?;
         let patch = json!({"metadata": {"annotations": {(REQUESTED): commit}}});
