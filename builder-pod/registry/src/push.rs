@@ -93,8 +93,25 @@ impl Client {
             StatusCode::ACCEPTED => self.session(&ask, &answer)?,
             _ => return Err(self.refusal(&ask, what, answer).await.into()),
         };
+        if let Origin::Repository(from) = origin {
+            self.must_have(from, blob).await?;
+        }
         self.upload(ask, session, blob, origin, what).await?;
         Ok(Put::Uploaded)
+    }
+
+    /// Looks for a blob before it is copied: a copy of what is not there would only break off, and be tried again and again.
+    async fn must_have(&self, from: &ImageName, blob: &Blob) -> Result<(), Fault> {
+        for place in self.places(from)? {
+            let ask = self.ask(&place, Method::HEAD, place.blob(&blob.digest), &format!("look for {from}"));
+            match self.send(&ask, || None).await {
+                Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
+                // There, or not to be told: the copy itself will.
+                _ => return Ok(()),
+            }
+        }
+        let detail = format!("its manifest is there, but its registry has no blob {}", blob.digest);
+        Err(Error::Invalid { what: format!("the image {from}"), detail }.into())
     }
 
     /// Where the bytes go: only to the registry itself, since they go with our credentials.

@@ -348,6 +348,7 @@ impl Build {
             timeout_seconds: u64::try_from(timeout_seconds).unwrap_or_default(),
             registries: self.registries.clone(),
             policy: self.policy.clone(),
+            cache: None,
         }
     }
 }

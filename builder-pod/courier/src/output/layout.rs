@@ -31,13 +31,14 @@ impl Layout {
         Ok(Self { dir })
     }
 
-    fn blob(&self, digest: &str) -> PathBuf {
+    /// Where a blob is, or would be.
+    pub fn path(&self, digest: &str) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
     }
 
     /// Whether the blob is there.
     pub fn has(&self, digest: &str) -> bool {
-        self.blob(digest).is_file()
+        self.path(digest).is_file()
     }
 
     /// A file to write a blob into, and its path; [`Layout::keep`] gives it its name.
@@ -54,7 +55,7 @@ impl Layout {
     /// # Errors
     /// The file system's.
     pub fn keep(&self, partial: &Path, digest: &str) -> io::Result<()> {
-        fs::rename(partial, self.blob(digest))
+        fs::rename(partial, self.path(digest))
     }
 
     /// Writes a small blob.
