@@ -210,8 +210,8 @@ fn find_out(
         return Ok(Known { keys: None, hits: Hits::default(), work: decide::all(plan) });
     };
     let keys = Keys::new(plan, alike, &Seen { world, early });
-    let (hits, work) = look_up(plan, &keys, shared, log)?;
-    Ok(Known { keys: Some(keys), hits, work })
+    let found = look_up(plan, &keys, shared, log)?;
+    Ok(Known { keys: found.answers.then_some(keys), hits: found.hits, work: found.work })
 }
 
 /// The layers of the base of the final image, with the image's pinned name.

@@ -43,13 +43,23 @@ struct Trouble {
     halt: Option<Halt>,
 }
 
-/// Looks up what is of use; gives the entries, and what is to be done with them.
+/// What a look-up came to.
+pub(in crate::solve) struct Found {
+    /// The entries that are of use.
+    pub hits: Hits,
+    /// What is to be done.
+    pub work: Work,
+    /// Whether the cache answers: one that does not is not told anything either.
+    pub answers: bool,
+}
+
+/// Looks up what is of use, and says what is to be done.
 pub(in crate::solve) fn look_up(
     plan: &Plan,
     keys: &Keys,
     shared: &Shared<'_>,
     log: &mut dyn Log,
-) -> Result<(Hits, Work), Halt> {
+) -> Result<Found, Halt> {
     let mut asked: BTreeSet<At> = BTreeSet::new();
     let mut round = Round {
         plan,
@@ -92,9 +102,9 @@ pub(in crate::solve) fn look_up(
         let text = format!("{} more cache entries were not usable", trouble.warnings.len() - SHOWN);
         log.entry(Entry::Warning { text: &text });
     }
-    let found = round.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let work = decide(plan, &|at| found.contains_key(&at));
-    Ok((found, work))
+    let hits = round.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let work = decide(plan, &|at| hits.contains_key(&at));
+    Ok(Found { hits, work, answers: !trouble.out })
 }
 
 impl Round<'_> {
