@@ -103,11 +103,8 @@ impl View<'_> {
                 sum("workdir").field(state).field(path).option(user.as_deref()).end()
             }
             Action::Copy { from, items, dest, chown, mode, unpack, link } => {
-                let mut sum = sum("copy").field(dest).option(chown.as_deref()).flag(*link);
-                if !link {
-                    // With --link nothing of what is below makes a difference.
-                    sum = sum.field(state);
-                }
+                // With --link, too, what equals a file below is left out of the layer.
+                let mut sum = sum("copy").field(state).field(dest).option(chown.as_deref()).flag(*link);
                 sum = sum.option(mode.as_ref().map(chmod).as_deref());
                 sum = sum.number(items.len() as u64);
                 for item in items {
