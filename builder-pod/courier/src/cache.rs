@@ -11,6 +11,7 @@ use kiln_contract::failure::Failure;
 use kiln_contract::request;
 use kiln_registry::{Blob, Client, Error, Image, ImageName, Origin};
 use sha2::{Digest, Sha256};
+use tokio::sync::OnceCell;
 
 use crate::failure::{Purpose, internal, of_registry};
 use crate::output::{blob_of, stored};
@@ -24,6 +25,8 @@ pub struct Cache {
     repository: String,
     scope: String,
     client: Client,
+    /// Whether the repository has what all entries need.
+    prepared: OnceCell<()>,
 }
 
 impl Cache {
@@ -43,6 +46,7 @@ impl Cache {
             repository: name.repository_name(),
             scope: wished.scope.clone(),
             client: client.impatient(),
+            prepared: OnceCell::new(),
         })
     }
 
@@ -93,8 +97,9 @@ impl Cache {
             diff_id: entry.diff_id.clone(),
             created: entry.created.clone(),
         };
-        let put = self.client.write_entry(&name, &entry, origin).await;
-        put.map(stored).map_err(|e| of_registry(&e, Purpose::Cache))
+        let of = |e: Error| of_registry(&e, Purpose::Cache);
+        self.prepared.get_or_try_init(|| self.client.prepare_cache(&name)).await.map_err(of)?;
+        self.client.write_entry(&name, &entry, origin).await.map(stored).map_err(of)
     }
 
     /// The client for the cache's registry.

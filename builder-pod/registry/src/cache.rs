@@ -73,7 +73,8 @@ impl Client {
         }
     }
 
-    /// Puts an entry under the tag of `name`, its layer from `origin`; says how the layer came there.
+    /// Puts an entry under the tag of `name`, its layer from `origin`; says how the layer came there. The repository has to
+    /// be prepared ([`Client::prepare_cache`]).
     ///
     /// # Errors
     /// As the registry answered at the end of the retries.
@@ -85,27 +86,35 @@ impl Client {
     ) -> Result<Put, Error> {
         let put = self.put_blob(name, &entry.layer, origin).await?;
         let tag = name.tag().unwrap_or_default();
+        let bytes = Bytes::from(document(tag, entry).to_string());
+        // Not asked for afterwards: what is not there, or is another, is noticed when it is read.
+        match self.send_manifest(name, tag, MANIFEST, &bytes, self.inner.retry.settle, &|| true).await {
+            // Another build has kept the same step's result; here, too, it is one that may be used.
+            Ok(_) | Err(Error::ImmutableTag { .. }) => Ok(put),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts what all entries of a repository need there, once.
+    ///
+    /// # Errors
+    /// As [`Client::write_entry`].
+    pub async fn prepare_cache(&self, name: &ImageName) -> Result<(), Error> {
         let empty = Blob {
             media_type: EMPTY.to_owned(),
             digest: digest_of(EMPTY_BYTES),
             size: EMPTY_BYTES.len() as u64,
         };
-        self.put_blob(name, &empty, &Origin::Bytes(Bytes::from_static(EMPTY_BYTES))).await?;
-        let bytes = Bytes::from(document(tag, entry, &empty).to_string());
-        match self.move_tag(name, tag, MANIFEST, &bytes, &|| true).await {
-            // Another build has kept the same step's result; here, too, it is one that may be used.
-            Ok(()) | Err(Error::ImmutableTag { .. } | Error::Verification { .. }) => Ok(put),
-            Err(error) => Err(error),
-        }
+        self.put_blob(name, &empty, &Origin::Bytes(Bytes::from_static(EMPTY_BYTES))).await.map(drop)
     }
 }
 
-fn document(tag: &str, entry: &CacheEntry, empty: &Blob) -> serde_json::Value {
+fn document(tag: &str, entry: &CacheEntry) -> serde_json::Value {
     json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "artifactType": ARTIFACT,
-        "config": {"mediaType": empty.media_type, "digest": empty.digest, "size": empty.size},
+        "config": {"mediaType": EMPTY, "digest": digest_of(EMPTY_BYTES), "size": EMPTY_BYTES.len()},
         "layers": [{
             "mediaType": entry.layer.media_type,
             "digest": entry.layer.digest,
@@ -156,8 +165,7 @@ mod tests {
     }
 
     fn read_back(tag: &str, change: &dyn Fn(&mut serde_json::Value)) -> Result<CacheEntry, Error> {
-        let empty = Blob { media_type: EMPTY.into(), digest: digest_of(EMPTY_BYTES), size: 2 };
-        let mut written = document("t", &entry(), &empty);
+        let mut written = document("t", &entry());
         change(&mut written);
         let name = ImageName::parse("r.x/cache:t").expect("a name");
         read(&name, tag, "", written.to_string().as_bytes())

@@ -256,6 +256,34 @@ impl Client {
         may: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Error> {
         let wanted = digest_of(bytes);
+        if self.send_manifest(name, selector, media_type, bytes, patience, may).await? {
+            return Ok(());
+        }
+        let place = self.origin(name)?;
+        match self.digest_of_tag(name, selector).await? {
+            Some(found) if found == wanted => Ok(()),
+            found => Err(Error::Verification {
+                registry: place.host,
+                what: format!("the manifest {wanted} as {selector}"),
+                detail: match found {
+                    Some(found) => format!("shows {found} there"),
+                    None => "has nothing there".to_owned(),
+                },
+            }),
+        }
+    }
+
+    /// Sends a manifest; says whether it is known to be there (the registry acknowledges what it then shows otherwise).
+    pub(crate) async fn send_manifest(
+        &self,
+        name: &ImageName,
+        selector: &str,
+        media_type: &str,
+        bytes: &Bytes,
+        patience: Duration,
+        may: &(dyn Fn() -> bool + Sync),
+    ) -> Result<bool, Error> {
+        let wanted = digest_of(bytes);
         let place = self.origin(name)?;
         let mut ask = self.ask(&place, Method::PUT, place.manifest(selector), &format!("push {name}"));
         ask.scopes = vec![place.push_scope()];
@@ -276,28 +304,17 @@ impl Client {
                 )))
             };
             match outcome.await {
-                Ok(()) => break,
+                Ok(()) => return Ok(false),
                 // An earlier try, or an earlier attempt, may have got there: then all is as it should be.
                 Err(Fault::Final(refused @ Error::ImmutableTag { .. })) => {
                     let there = self.digest_of_tag(name, selector).await?;
-                    return if there.as_ref() == Some(&wanted) { Ok(()) } else { Err(refused) };
+                    return if there.as_ref() == Some(&wanted) { Ok(true) } else { Err(refused) };
                 }
                 Err(fault) => backoff.after(fault).await?,
             }
             if !may() {
                 return Err(Error::Withdrawn { registry: place.host });
             }
-        }
-        match self.digest_of_tag(name, selector).await? {
-            Some(found) if found == wanted => Ok(()),
-            found => Err(Error::Verification {
-                registry: place.host,
-                what: format!("the manifest {wanted} as {selector}"),
-                detail: match found {
-                    Some(found) => format!("shows {found} there"),
-                    None => "has nothing there".to_owned(),
-                },
-            }),
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::solve::{Checkout, World};
 pub(in crate::solve) struct Early {
     files: Mutex<BTreeMap<String, (File, Fetched)>>,
     checkouts: Mutex<BTreeMap<String, Checkout>>,
+    /// Digests of what was looked at: stages like to take the same files.
+    digests: Mutex<BTreeMap<String, Option<String>>>,
 }
 
 impl Early {
@@ -44,7 +46,12 @@ pub(in crate::solve) struct Seen<'a> {
 
 impl Facts for Seen<'_> {
     fn context(&self, name: Option<&str>, what: &Selection) -> Option<String> {
-        self.world.context.digest(name, what).ok()
+        let mut digests = self.early.digests.lock().ok()?;
+        let key = serde_json::to_string(&(name, what)).ok()?;
+        let fresh = || self.world.context.digest(name, what).ok();
+        // A context may be large: a build that is told to stop does not look at the rest of it.
+        let stopped = self.world.stop.is_stopped();
+        digests.entry(key).or_insert_with(|| if stopped { None } else { fresh() }).clone()
     }
 
     fn url(&self, url: &str) -> Option<String> {
