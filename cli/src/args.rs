@@ -85,6 +85,9 @@ pub struct BuildArgs {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     pub timeout: u64,
+    /// Repository, without a tag, where results of steps are looked up, and kept for later builds.
+    #[arg(long, value_name = "REPOSITORY", env = "KILN_CACHE")]
+    pub cache: Option<String>,
     /// Where caches of RUN --mount=type=cache are kept from build to build, on the file system of the working directory
     /// [default: they end with the build]. One build at a time has a cache; one beside it begins with an empty one, or waits
     /// where the mount says sharing=locked.

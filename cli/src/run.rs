@@ -14,7 +14,7 @@ use kiln_builder::run::{Human, Settings};
 use kiln_builder::sandbox::settings::Settings as StepSettings;
 use kiln_builder::solve::log::{Entry, Log};
 use kiln_contract::policy::Policy;
-use kiln_contract::request::{BuildRequest, Isolation, NamedContext, Output, Registries, Source};
+use kiln_contract::request::{BuildRequest, Cache, Isolation, NamedContext, Output, Registries, Source};
 use kiln_contract::{VERSION, reason};
 use kiln_courier::{Given, Options, serve};
 use kiln_registry::Credentials;
@@ -67,6 +67,7 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
         }
     });
     let settings = settings(args, &request)?;
+    let alike = settings.alike();
     let work_dir = work.path().join("work");
     std::fs::create_dir(&work_dir)?;
     std::fs::set_permissions(&work_dir, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
@@ -81,6 +82,7 @@ pub fn build(args: &BuildArgs) -> Result<bool> {
             socket: &socket,
             work_dir: &work_dir,
             stop: &stop,
+            alike: &alike,
             start_engine: &|work_dir, isolation| {
                 let options = EngineOptions {
                     settings: settings.clone(),
@@ -180,6 +182,7 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         timeout_seconds: args.timeout,
         registries,
         policy: Policy::default(),
+        cache: args.cache.clone().map(|repository| Cache { repository, scope: String::new() }),
     })
 }
 

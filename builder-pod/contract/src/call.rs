@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::CacheEntry;
 use crate::failure::Failure;
 use crate::image::{Artifact, Descriptor, ResolvedImage};
 use crate::journal::Event;
@@ -90,6 +91,20 @@ pub enum Call {
         /// The blob.
         blob: Descriptor,
     },
+    /// Whether the cache has an entry. Answered with [`Reply::Cached`] or [`Reply::Absent`]; a failure says that it can't be
+    /// told, or that what is there is no entry, and is no reason for a build to fail.
+    CacheGet {
+        /// What names the step's result: 64 lower-case hex digits (`cache::is_key`). The courier adds the scope.
+        key: String,
+    },
+    /// Keep an entry. The descriptor that may come along is a readable, seekable file with the layer's bytes; it is needed
+    /// where the output has not got the layer. Answered with [`Reply::Stored`]: how the layer came to be in the cache.
+    CachePut {
+        /// As in [`Call::CacheGet`].
+        key: String,
+        /// The entry.
+        entry: CacheEntry,
+    },
     /// A step mounts this secret: the courier writes its bytes, at most [`MAX_SECRET`], into the descriptor that comes along
     /// (a pipe's write end) and closes it. Answered with [`Reply::Done`], or [`Reply::Absent`] when the build was given
     /// none of this name.
@@ -166,6 +181,13 @@ pub enum Reply {
     Stored {
         /// How it came to be there.
         how: Stored,
+    },
+    /// See [`Call::CacheGet`].
+    Cached {
+        /// Names the entry in [`Call::ReadBlob`] and [`Call::PutBaseBlob`], as a resolved image's pinned name does.
+        image: String,
+        /// What it says.
+        entry: CacheEntry,
     },
     /// See [`Call::Commit`].
     Committed {

@@ -6,10 +6,12 @@
 //! | [`source`] | operator | `source` | part of the request |
 //! | [`policy`] | operator | courier, `source` | part of the request |
 //! | [`call`] | builder, `source` | courier | Unix socket at [`paths::SOCKET`] |
+//! | [`cache`] | both of them | | in calls and replies |
 //! | [`journal`] | courier | operator | the courier's stdout, one JSON event per line |
 //! | [`control`] | operator | courier | pod annotations seen through a downwardAPI volume |
 //! | [`report`] | courier | operator | the courier's termination message |
 
+pub mod cache;
 pub mod call;
 pub mod control;
 pub mod failure;

@@ -54,6 +54,21 @@ pub struct BuildRequest {
     /// What the platform's policies say of it.
     #[serde(default, skip_serializing_if = "Policy::is_empty")]
     pub policy: Policy,
+    /// Where results of steps are looked up and kept; absent: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
+}
+
+/// A repository with the results of steps of earlier builds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cache {
+    /// `[host[:port]/]repository`, without tag and digest.
+    pub repository: String,
+    /// Who shares entries: a build of another scope never gets them. The namespace, put there by the operator; empty on a
+    /// plain machine.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub scope: String,
 }
 
 /// Where the build context comes from.

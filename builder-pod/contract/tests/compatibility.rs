@@ -9,7 +9,9 @@ use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::journal::{BuildState, Event, Line, PlannedStep, StepPhase, Warning, Warnings};
 use kiln_contract::policy::{AllowList, Network, Policy, Proxy};
 use kiln_contract::report::{Outcome, Pushed, Report};
-use kiln_contract::request::{BuildRequest, Content, File, Isolation, Mirror, Output, Registries, Source};
+use kiln_contract::request::{
+    BuildRequest, Cache, Content, File, Isolation, Mirror, Output, Registries, Source,
+};
 use kiln_contract::source::Fetched;
 use kiln_contract::{VERSION, reads};
 use serde::Serialize;
@@ -174,6 +176,10 @@ fn stored_reports_requests_permits_and_orders_are_read() {
     // Added later than the file above, and without a new version: a request has it where it says something.
     let request = BuildRequest { policy: policy(), ..request };
     let text = golden("request-policy.json", &json(&request));
+    assert_eq!(BuildRequest::parse(text.as_bytes()), Ok(request.clone()));
+    let cache = Cache { repository: "registry.example/team/cache".into(), scope: "team".into() };
+    let request = BuildRequest { cache: Some(cache), ..request };
+    let text = golden("request-cache.json", &json(&request));
     assert_eq!(BuildRequest::parse(text.as_bytes()), Ok(request));
     let permit = Permit { attempt: ATTEMPT.into(), digest: DIGEST.into(), expires: 1_767_323_107 };
     assert_eq!(serde_json::from_str::<Permit>(&golden("permit.json", &json(&permit))).expect("read"), permit);
@@ -224,6 +230,7 @@ fn request() -> BuildRequest {
             insecure: Vec::new(),
         },
         policy: Policy::default(),
+        cache: None,
     }
 }
 

@@ -12,6 +12,8 @@ pub enum Purpose {
     Source,
     /// The build's image.
     Push,
+    /// Results of steps.
+    Cache,
 }
 
 /// The failure of a download.
@@ -49,6 +51,19 @@ fn told(error: &Error) -> String {
 pub fn of_registry(error: &Error, purpose: Purpose) -> Failure {
     if purpose == Purpose::Source {
         return of_source(error);
+    }
+    if purpose == Purpose::Cache {
+        let (class, why) = match error {
+            Error::Name { .. } => (FailureClass::User, reason::INVALID_SPEC),
+            Error::Unauthorized { .. } | Error::Denied { .. } => {
+                (FailureClass::Registry, reason::REGISTRY_UNAUTHORIZED)
+            }
+            Error::Local { .. } | Error::Setup { .. } => (FailureClass::Infrastructure, reason::INTERNAL),
+            Error::Unavailable { .. } => (FailureClass::Registry, reason::REGISTRY_UNAVAILABLE),
+            // A word of its own is not needed: no build ends with it.
+            _ => (FailureClass::Registry, reason::BASE_IMAGE_INVALID),
+        };
+        return Failure::new(class, why, told(error));
     }
     let pull = purpose == Purpose::Pull;
     let (class, why, hint) = match error {

@@ -11,11 +11,13 @@
 //! | [`agent`] | the ssh agent's protocol, and keys |
 //! | [`journal`] | events, numbered and timed |
 //! | [`output`] | where blobs and manifests go: a registry, a layout, an archive |
+//! | [`cache`] | entries of steps, and whose they are |
 //! | [`manifest`] | composing and checking a manifest; pure |
 //! | [`failure`] | registry errors in the words of a build's failure; pure |
 
 pub mod agent;
-pub mod commit;
+pub mod cache;
+mod commit;
 pub mod control;
 pub mod failure;
 pub mod given;

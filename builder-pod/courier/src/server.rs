@@ -19,6 +19,7 @@ use kiln_registry::{Client, Credentials, Mirror, Proxy, Registries, RetryPolicy}
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::Cache;
 use crate::control::{Control, POLL};
 use crate::failure::{Purpose, internal, of_download, of_registry, other_bytes};
 use crate::given::Given;
@@ -97,9 +98,10 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
     })
     .map_err(|e| of_registry(&e, Purpose::Push))?;
     let target = Target::new(&options.request.output)?;
+    let cache = options.request.cache.as_ref().map(|wished| Cache::new(wished, &client)).transpose()?;
     let control = Control::new(options.control, &attempt);
     let state = before.as_ref().map(|s| s.state.clone()).unwrap_or_default();
-    let session = Arc::new(Session::new(
+    let session = Session::new(
         options.request,
         client,
         target,
@@ -107,7 +109,8 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         Journal::new(options.sink, state),
         Files { saved: saved_at, report: options.report },
         options.given,
-    ));
+    );
+    let session = Arc::new(session.with_cache(cache));
     let listener = listen(&options.socket)
         .map_err(|e| internal(format!("listening at {}: {e}", options.socket.display())))?;
     if let Some(manifest) = before.as_ref().and_then(|saved| saved.manifest.clone()) {
@@ -318,7 +321,7 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
         Call::ReadBlob { image, blob } => {
             let (name, blob, purpose) = session.base_blob(&image, &blob.digest)?;
             let mut out = tokio::fs::File::from_std(needed(fd)?.into());
-            let read = session.client.read_blob(&name, &blob, &mut out).await;
+            let read = session.client_for(purpose).read_blob(&name, &blob, &mut out).await;
             read.map_err(|e| of_registry(&e, purpose))?;
             Ok(Reply::Done)
         }
@@ -344,9 +347,21 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             Ok(Reply::Stored { how })
         }
         Call::PutBaseBlob { image, blob } => {
-            let (name, _, _) = session.base_blob(&image, &blob.digest)?;
-            let how = session.target.put(&session.client, &blob, Bytestream::Base(name)).await?;
+            let (name, known, purpose) = session.base_blob(&image, &blob.digest)?;
+            if (known.size, &known.media_type) != (blob.size, &blob.media_type) {
+                return Err(internal(format!("{} of {image} is described in two ways", blob.digest)));
+            }
+            let client = session.client_for(purpose);
+            let how = session.target.put(client, &blob, Bytestream::Base(name)).await?;
             session.has(&blob.digest);
+            Ok(Reply::Stored { how })
+        }
+        Call::CacheGet { key } => Ok(match session.cached(&key).await? {
+            Some((image, entry)) => Reply::Cached { image, entry },
+            None => Reply::Absent,
+        }),
+        Call::CachePut { key, entry } => {
+            let how = session.keep_cached(&key, &entry, fd.map(std::fs::File::from)).await?;
             Ok(Reply::Stored { how })
         }
         Call::Secret { id } => {

@@ -5,16 +5,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use kiln_contract::Descriptor;
+use kiln_contract::cache::CacheEntry;
+use kiln_contract::call::Stored;
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::image::{Artifact, ArtifactLayer, ResolvedImage};
 use kiln_contract::journal::{BuildState, Event};
 use kiln_contract::policy;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
-use kiln_registry::{Blob, Client, Image, ImageName, Platform};
+use kiln_registry::{Blob, Client, Image, ImageName, Origin, Platform};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::cache::Cache;
 use crate::control::Control;
 use crate::failure::{Purpose, internal, of_registry};
 use crate::given::Given;
@@ -33,6 +36,8 @@ pub struct Session {
     pub client: Client,
     /// Where the image goes.
     pub target: Target,
+    /// Results of steps of earlier builds, where there is a place for them.
+    pub cache: Option<Cache>,
     /// Permit and stop.
     pub control: Control,
     /// Secrets and agents for steps.
@@ -87,6 +92,7 @@ impl Session {
             request,
             client,
             target,
+            cache: None,
             control,
             given,
             agents: Arc::new(Semaphore::new(MAX_AGENT_CONNECTIONS)),
@@ -101,6 +107,12 @@ impl Session {
             saved: files.saved,
             report: files.report,
         }
+    }
+
+    /// The same with a cache.
+    #[must_use]
+    pub fn with_cache(self, cache: Option<Cache>) -> Self {
+        Self { cache, ..self }
     }
 
     /// Writes an event into the journal.
@@ -222,6 +234,53 @@ impl Session {
         Ok((known.name.clone(), blob.clone(), *purpose))
     }
 
+    /// Looks an entry of the cache up; its layer can be read from now on.
+    ///
+    /// # Errors
+    /// It can't be told, or what is there is no entry.
+    pub async fn cached(&self, key: &str) -> Result<Option<(String, CacheEntry)>, Failure> {
+        let cache = self.cache.as_ref().ok_or_else(no_cache)?;
+        let Some((image, entry)) = cache.get(key).await? else { return Ok(None) };
+        let pinned = image.name.pinned(&image.digest);
+        if let Ok(mut images) = self.images.lock() {
+            images.insert(pinned.clone(), (image, Purpose::Cache));
+        }
+        Ok(Some((pinned, entry)))
+    }
+
+    /// Keeps an entry in the cache; `file` has its layer's bytes, the output else.
+    ///
+    /// # Errors
+    /// Neither has it, or as the registry answered.
+    pub async fn keep_cached(
+        &self,
+        key: &str,
+        entry: &CacheEntry,
+        file: Option<std::fs::File>,
+    ) -> Result<Stored, Failure> {
+        let cache = self.cache.as_ref().ok_or_else(no_cache)?;
+        let origin = match file {
+            Some(file) => Origin::File(Arc::new(file)),
+            None if self.missing(std::slice::from_ref(&entry.layer)).is_empty() => {
+                self.target.origin(&entry.layer.digest)?
+            }
+            None => {
+                return Err(internal(
+                    "a layer for the cache that the output has not got came without its bytes",
+                ));
+            }
+        };
+        cache.put(key, entry, &origin).await
+    }
+
+    /// The client for a purpose: whoever can do without is not waited for long.
+    pub fn client_for(&self, purpose: Purpose) -> &Client {
+        match (&self.cache, purpose) {
+            (Some(cache), Purpose::Cache) => cache.client(),
+            _ => &self.client,
+        }
+    }
+
     /// Notes that the output has a blob.
     pub fn has(&self, digest: &str) {
         if let Ok(mut blobs) = self.blobs.lock() {
@@ -290,6 +349,10 @@ impl Session {
     }
 }
 
+fn no_cache() -> Failure {
+    internal("the request names no cache")
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -323,6 +386,7 @@ mod tests {
             timeout_seconds: 0,
             registries: Registries::default(),
             policy: Policy { base_images, ..Policy::default() },
+            cache: None,
         };
         let journal = Journal::new(Box::new(|_| Ok(())), BuildState::default());
         let control = Control::new(None, "a");

@@ -81,7 +81,7 @@ pub(crate) struct Inner {
     pub(crate) registries: Registries,
     pub(crate) credentials: Credentials,
     pub(crate) retry: RetryPolicy,
-    pub(crate) auth: Auth,
+    pub(crate) auth: Arc<Auth>,
 }
 
 impl Client {
@@ -100,9 +100,24 @@ impl Client {
                 registries: options.registries,
                 credentials: options.credentials,
                 retry: options.retry,
-                auth: Auth::default(),
+                auth: Arc::default(),
             }),
         })
+    }
+
+    /// The same client for what the caller can do without: it gives up after an eighth of the time.
+    #[must_use]
+    pub fn impatient(&self) -> Self {
+        let inner = &self.inner;
+        Self {
+            inner: Arc::new(Inner {
+                http: inner.http.clone(),
+                registries: inner.registries.clone(),
+                credentials: inner.credentials.clone(),
+                retry: inner.retry.impatient(),
+                auth: inner.auth.clone(),
+            }),
+        }
     }
 
     pub(crate) fn origin(&self, name: &ImageName) -> Result<Place, Error> {

@@ -7,6 +7,7 @@
 
 mod artifact;
 mod auth;
+mod cache;
 mod client;
 mod credentials;
 mod download;
@@ -23,6 +24,7 @@ mod retry;
 mod transport;
 
 pub use artifact::{Artifact, ArtifactLayer};
+pub use cache::CacheEntry;
 pub use client::{Client, Mirror, Options, Proxy, Registries};
 pub use credentials::Credentials;
 pub use download::{Authorization, Download};

@@ -93,8 +93,25 @@ impl Client {
             StatusCode::ACCEPTED => self.session(&ask, &answer)?,
             _ => return Err(self.refusal(&ask, what, answer).await.into()),
         };
+        if let Origin::Repository(from) = origin {
+            self.must_have(from, blob).await?;
+        }
         self.upload(ask, session, blob, origin, what).await?;
         Ok(Put::Uploaded)
+    }
+
+    /// Looks for a blob before it is copied: a copy of what is not there would only break off, and be tried again and again.
+    async fn must_have(&self, from: &ImageName, blob: &Blob) -> Result<(), Fault> {
+        for place in self.places(from)? {
+            let ask = self.ask(&place, Method::HEAD, place.blob(&blob.digest), &format!("look for {from}"));
+            match self.send(&ask, || None).await {
+                Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
+                // There, or not to be told: the copy itself will.
+                _ => return Ok(()),
+            }
+        }
+        let detail = format!("its manifest is there, but its registry has no blob {}", blob.digest);
+        Err(Error::Invalid { what: format!("the image {from}"), detail }.into())
     }
 
     /// Where the bytes go: only to the registry itself, since they go with our credentials.
@@ -239,6 +256,34 @@ impl Client {
         may: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Error> {
         let wanted = digest_of(bytes);
+        if self.send_manifest(name, selector, media_type, bytes, patience, may).await? {
+            return Ok(());
+        }
+        let place = self.origin(name)?;
+        match self.digest_of_tag(name, selector).await? {
+            Some(found) if found == wanted => Ok(()),
+            found => Err(Error::Verification {
+                registry: place.host,
+                what: format!("the manifest {wanted} as {selector}"),
+                detail: match found {
+                    Some(found) => format!("shows {found} there"),
+                    None => "has nothing there".to_owned(),
+                },
+            }),
+        }
+    }
+
+    /// Sends a manifest; says whether it is known to be there (the registry acknowledges what it then shows otherwise).
+    pub(crate) async fn send_manifest(
+        &self,
+        name: &ImageName,
+        selector: &str,
+        media_type: &str,
+        bytes: &Bytes,
+        patience: Duration,
+        may: &(dyn Fn() -> bool + Sync),
+    ) -> Result<bool, Error> {
+        let wanted = digest_of(bytes);
         let place = self.origin(name)?;
         let mut ask = self.ask(&place, Method::PUT, place.manifest(selector), &format!("push {name}"));
         ask.scopes = vec![place.push_scope()];
@@ -259,28 +304,17 @@ impl Client {
                 )))
             };
             match outcome.await {
-                Ok(()) => break,
+                Ok(()) => return Ok(false),
                 // An earlier try, or an earlier attempt, may have got there: then all is as it should be.
                 Err(Fault::Final(refused @ Error::ImmutableTag { .. })) => {
                     let there = self.digest_of_tag(name, selector).await?;
-                    return if there.as_ref() == Some(&wanted) { Ok(()) } else { Err(refused) };
+                    return if there.as_ref() == Some(&wanted) { Ok(true) } else { Err(refused) };
                 }
                 Err(fault) => backoff.after(fault).await?,
             }
             if !may() {
                 return Err(Error::Withdrawn { registry: place.host });
             }
-        }
-        match self.digest_of_tag(name, selector).await? {
-            Some(found) if found == wanted => Ok(()),
-            found => Err(Error::Verification {
-                registry: place.host,
-                what: format!("the manifest {wanted} as {selector}"),
-                detail: match found {
-                    Some(found) => format!("shows {found} there"),
-                    None => "has nothing there".to_owned(),
-                },
-            }),
         }
     }
 }

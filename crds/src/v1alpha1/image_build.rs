@@ -8,7 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::{BuildSecret, ImageBuildStatus, Output, Source, SshKey};
+use super::{BuildSecret, Cache, ImageBuildStatus, Output, Source, SshKey};
 
 /// What is to be built, how, and where the image goes.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -120,6 +120,9 @@ pub struct ImageBuildSpec {
     /// Where the image goes.
     #[serde(default)]
     pub output: Output,
+    /// Where results of steps are looked up, and kept for later builds; nowhere when absent. Does not start a new run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// How the steps are kept apart from the node; the cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
@@ -258,6 +261,7 @@ impl Default for ImageBuildSpec {
             ssh: Vec::new(),
             labels: BTreeMap::new(),
             output: Output::default(),
+            cache: None,
             isolation: None,
             service_account_name: default_service_account(),
             resources: None,

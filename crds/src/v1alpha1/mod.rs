@@ -1,6 +1,7 @@
 //! `kiln.build/v1alpha1`, one file per part of the object.
 
 mod build_policy;
+mod cache;
 mod image_build;
 mod output;
 #[cfg(test)]
@@ -13,6 +14,7 @@ pub use build_policy::{
     BaseImagePolicy, BuildPolicy, BuildPolicySpec, ConcurrencyPolicy, Entitlement, IsolationPolicy,
     OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy, TimeoutPolicy,
 };
+pub use cache::Cache;
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
 pub use output::Output;
 pub use secret::{BuildSecret, SshKey};

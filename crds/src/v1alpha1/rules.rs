@@ -34,6 +34,7 @@ fn good_objects_pass() {
         ("/spec/output/image", json!("localhost:5000/a__b/c-d--e.f:V_1.0-x")),
         ("/spec/output/image", json!("[::1]:5000/a")),
         ("/spec/contextDir", json!("a/b")),
+        ("/spec/cache", json!({"repository": "registry.example.com:5000/team/cache"})),
         (
             "/spec/source",
             json!({"git": {"url": "https://git.example.com:8443/a/b.git", "ref": "release/1.0"}}),
@@ -65,6 +66,8 @@ fn bad_objects_are_refused_with_the_rule() {
     let half = "x".repeat(300 << 10);
     for (pointer, value, words) in [
         ("/spec/source", json!({}), "exactly one of"),
+        ("/spec/cache", json!({"repository": "registry.example.com/cache:tag"}), "without a tag"),
+        ("/spec/cache", json!({"repository": "registry.example.com/Cache"}), "in lower case"),
         (
             "/spec/source",
             json!({"configMap": {"name": "a"}, "inline": {"files": [{"path": "a", "content": ""}]}}),

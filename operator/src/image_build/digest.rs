@@ -75,6 +75,7 @@ pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
         labels,
         output,
         isolation,
+        cache: _,
         service_account_name: _,
         resources: _,
         priority_class_name: _,

@@ -7,7 +7,7 @@ use kiln_api::v1alpha1::{PolicyStatus, Resources, SourceStatus};
 use kiln_api::{ImageBuildSpec, duration};
 use kiln_contract::policy::{Policy, Proxy};
 use kiln_contract::request::{
-    BuildRequest, Content, File, Isolation, MAX_REQUEST, Output, Registries, Source,
+    BuildRequest, Cache, Content, File, Isolation, MAX_REQUEST, Output, Registries, Source,
 };
 use kiln_contract::{Failure, FailureClass, reason};
 
@@ -79,6 +79,8 @@ pub struct Build {
     pub labels: BTreeMap<String, String>,
     /// Normalised references of one repository, the first is the one that users are told.
     pub references: Vec<String>,
+    /// Where results of steps are kept.
+    pub cache: Option<Cache>,
     /// Mirrors and plain-HTTP registries, the output's among them where the user said so.
     pub registries: Registries,
     /// Whose `imagePullSecrets` and `secrets` to use.
@@ -205,6 +207,7 @@ fn build(
         ssh: given("spec.ssh", ssh)?,
         labels: spec.labels.clone(),
         references,
+        cache: check::cache(spec, policy)?,
         registries,
         service_account: spec.service_account_name.clone(),
         resources: resources::resources(spec.resources.as_ref(), policy)?,
@@ -351,6 +354,7 @@ impl Build {
             timeout_seconds: u64::try_from(timeout_seconds).unwrap_or_default(),
             registries: self.registries.clone(),
             policy: self.policy.clone(),
+            cache: self.cache.clone(),
         }
     }
 }

@@ -90,6 +90,30 @@ fn a_good_object_becomes_a_request() {
 }
 
 #[test]
+fn results_are_kept_for_the_namespace_alone_where_images_may_go() {
+    let mut spec = spec();
+    let found = files(&[("Dockerfile", "FROM scratch\n")]);
+    spec.cache = Some(v1alpha1::Cache { repository: "reg.x:5000/cache".into() });
+    let Buildable::Yes(build) = validate(&spec, &found, &config("")).buildable else {
+        panic!("not buildable")
+    };
+    let cache = build.request("u", Isolation::UserNamespace, 1).0.cache.expect("a cache");
+    assert_eq!((cache.repository.as_str(), cache.scope.as_str()), ("reg.x:5000/cache", "team-a"));
+    for (bad, words) in [("reg.x/cache:tag", "without a tag"), ("reg.x/Cache", "lower-case")] {
+        spec.cache = Some(v1alpha1::Cache { repository: bad.into() });
+        let failure = refused(&spec, &found, &config(""));
+        assert!(
+            failure.message.contains("spec.cache.repository") && failure.message.contains(words),
+            "{failure}"
+        );
+    }
+    spec.cache = Some(v1alpha1::Cache { repository: "reg.y/cache".into() });
+    let policy = json!({"output": {"allowedRepositories": ["reg.x:5000"]}});
+    let failure = forbidden(policy, &spec);
+    assert!(failure.message.contains("spec.cache.repository: BuildPolicy"), "{failure}");
+}
+
+#[test]
 fn an_epoch_is_a_build_argument() {
     let mut spec = spec();
     spec.output.source_date_epoch = Some(7);

@@ -1,10 +1,12 @@
-//! What a build asks for, against what holds for its namespace: isolation, timeout, and where its image goes. Pure.
+//! What a build asks for, against what holds for its namespace: isolation, timeout, and where its image and the
+//! results of its steps go. Pure.
 
 use kiln_api::ImageBuildSpec;
 use kiln_api::duration;
 use kiln_api::reference::Reference;
 use kiln_api::v1alpha1::Isolation;
 use kiln_contract::policy;
+use kiln_contract::request::Cache;
 use kiln_contract::{Failure, FailureClass, reason};
 
 use super::effective::{Effective, Insecure};
@@ -97,6 +99,25 @@ pub fn output(spec: &ImageBuildSpec, name: &str, policy: &Effective) -> Result<R
         }
     }
     Ok(image)
+}
+
+/// Where results of steps are kept: like an output, it is pushed to.
+///
+/// # Errors
+/// It is no repository, or a policy does not allow it.
+pub fn cache(spec: &ImageBuildSpec, policy: &Effective) -> Result<Option<Cache>, Failure> {
+    let Some(wished) = &spec.cache else { return Ok(None) };
+    let what = "spec.cache.repository";
+    let parsed = Reference::parse(&wished.repository).map_err(|e| invalid(format!("{what}: {e}")))?;
+    if wished.repository.rsplit('/').next().is_some_and(|last| last.contains(':')) {
+        let text = format!("{what}: expected a repository without a tag, found '{}'", wished.repository);
+        return Err(invalid(text));
+    }
+    let repository = format!("{}/{}", parsed.registry, parsed.repository);
+    match policy::refusal(&policy.outputs, what, &repository, "use such a repository") {
+        Some(failure) => Err(failure),
+        None => Ok(Some(Cache { repository, scope: policy.namespace.clone() })),
+    }
 }
 
 /// What a policy that can't be read means for a build: nobody knows what it forbids.

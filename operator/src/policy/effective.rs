@@ -47,6 +47,8 @@ pub enum Insecure {
 /// What holds for the builds of a namespace.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effective {
+    /// Whose builds it is for.
+    pub namespace: String,
     /// What status shows of it.
     pub status: PolicyStatus,
     /// Where images may be pushed: each has to allow it.
@@ -104,6 +106,7 @@ impl Effective {
         };
         let defaults = &config.defaults;
         let mut all = Self {
+            namespace: namespace.to_owned(),
             status: PolicyStatus {
                 names: those.iter().take(MAX_NAMES).map(|(name, _)| (*name).to_owned()).collect(),
                 digest: digest(config, labels, &those, broken.as_deref()),

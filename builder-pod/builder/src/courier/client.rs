@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::{Call, MAX_SECRET, Reply, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
@@ -19,7 +20,7 @@ use kiln_contract::source::Git;
 use kiln_contract::{Descriptor, Failure, VERSION, reason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Committed, Courier, CourierError, Fetched, frame};
+use super::{Cached, Committed, Courier, CourierError, Fetched, frame};
 use crate::engine::{Secret, Stop};
 
 /// How long to wait for the courier's socket: the courier is started first and needs well under a second; a minute covers
@@ -269,6 +270,25 @@ impl Courier for Client {
     fn put_base_blob(&self, image: &str, blob: &Descriptor) -> Result<Stored, CourierError> {
         let call = Call::PutBaseBlob { image: image.to_owned(), blob: blob.clone() };
         expect_stored("putBaseBlob", self.call(&call, None, Patience::UntilStopped)?)
+    }
+
+    fn cache_get(&self, key: &str) -> Result<Option<Cached>, CourierError> {
+        let call = Call::CacheGet { key: key.to_owned() };
+        match self.call(&call, None, Patience::UntilStopped)? {
+            Reply::Cached { image, entry } => Ok(Some(Cached { image, entry })),
+            Reply::Absent => Ok(None),
+            other => Err(unexpected("cacheGet", &other)),
+        }
+    }
+
+    fn cache_put(
+        &self,
+        key: &str,
+        entry: &CacheEntry,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<Stored, CourierError> {
+        let call = Call::CachePut { key: key.to_owned(), entry: entry.clone() };
+        expect_stored("cachePut", self.call(&call, file, Patience::UntilStopped)?)
     }
 
     fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError> {

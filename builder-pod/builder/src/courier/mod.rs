@@ -6,6 +6,7 @@ mod frame;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::Stored;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
@@ -34,6 +35,15 @@ pub struct Fetched {
     pub digest: String,
     /// When the server says that it was changed, in Unix seconds.
     pub modified: Option<i64>,
+}
+
+/// An entry of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cached {
+    /// Names it in [`Courier::read_blob`] and [`Courier::put_base_blob`].
+    pub image: String,
+    /// What it says.
+    pub entry: CacheEntry,
 }
 
 /// Why a call brought no answer of the wished kind.
@@ -101,6 +111,23 @@ pub trait Courier: Send + Sync {
     /// # Errors
     /// As [`Courier::put_blob`].
     fn put_base_blob(&self, image: &str, blob: &Descriptor) -> Result<Stored, CourierError>;
+
+    /// The entry of the cache under `key`, if there is one.
+    ///
+    /// # Errors
+    /// It can't be told, or what is there is no entry.
+    fn cache_get(&self, key: &str) -> Result<Option<Cached>, CourierError>;
+
+    /// Keeps an entry in the cache; `file` (readable, seekable) has its layer, which the output need not have then.
+    ///
+    /// # Errors
+    /// The cache does not take it.
+    fn cache_put(
+        &self,
+        key: &str,
+        entry: &CacheEntry,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<Stored, CourierError>;
 
     /// A secret for a step; `None` when the build was given none of this name.
     ///

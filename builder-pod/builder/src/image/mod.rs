@@ -136,6 +136,12 @@ impl Image {
         }
     }
 
+    /// `os/arch[/variant]` of its config.
+    pub fn platform(&self) -> String {
+        let part = |name: &str| self.head.get(name).and_then(Value::as_str);
+        ["os", "architecture", "variant"].into_iter().filter_map(part).collect::<Vec<_>>().join("/")
+    }
+
     fn architecture(&self) -> &str {
         self.head.get("architecture").and_then(Value::as_str).unwrap_or_default()
     }

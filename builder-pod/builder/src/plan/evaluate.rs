@@ -362,6 +362,8 @@ impl Evaluation<'_> {
                 env.set(&upper.to_ascii_lowercase(), value);
             }
         }
+        let given = env.iter().map(|(name, _)| name.to_owned());
+        let proxies = given.filter(|name| state.env.get(name).is_none()).collect();
         for (name, value) in state.env.iter() {
             env.set(name, value);
         }
@@ -382,6 +384,7 @@ impl Evaluation<'_> {
             argv,
             script,
             env: env.pairs(),
+            proxies,
             cwd: workdir,
             user: state.image.config.user.clone().filter(|user| !user.is_empty()).unwrap_or("0".into()),
             network: run.network != Network::None,

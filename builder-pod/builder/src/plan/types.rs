@@ -138,6 +138,9 @@ pub enum Action {
         script: Option<InlineFile>,
         /// `NAME=value`.
         env: Vec<String>,
+        /// Names in `env` of proxies that the request gave and the Dockerfile does not mention: another proxy gives no other
+        /// result.
+        proxies: Vec<String>,
         /// Absolute.
         cwd: String,
         /// As USER has it; `0` for none.
@@ -200,7 +203,7 @@ pub enum Item {
 
 impl Action {
     /// Whose files it reads.
-    pub(super) fn sources(&self) -> Vec<CopyFrom> {
+    pub(crate) fn sources(&self) -> Vec<CopyFrom> {
         match self {
             Self::Copy { from, .. } => vec![*from],
             Self::Run { mounts, .. } => mounts.iter().filter_map(Mount::from).collect(),

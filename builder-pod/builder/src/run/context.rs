@@ -11,7 +11,7 @@ use kiln_dockerfile::ignore::Matched;
 use super::Root;
 use crate::engine::{EngineError, EngineErrorKind, Selection};
 use crate::solve::{Checkout, Context};
-use crate::tree::{Ignored, write_context};
+use crate::tree::{Ignored, digest_context, write_context};
 
 /// The build context and the named ones that are directories.
 #[derive(Debug)]
@@ -48,20 +48,29 @@ impl LocalContexts {
     pub fn new(main: Directory, named: BTreeMap<String, Directory>) -> Self {
         Self { main, named }
     }
+
+    fn directory(&self, name: Option<&str>) -> Result<&Directory, EngineError> {
+        let Some(name) = name else { return Ok(&self.main) };
+        self.named.get(name).ok_or_else(|| EngineError {
+            kind: EngineErrorKind::Internal,
+            message: format!("the context {name} was not opened"),
+        })
+    }
 }
 
 impl Context for LocalContexts {
     fn send(&self, name: Option<&str>, what: &Selection, out: OwnedFd) -> Result<(), EngineError> {
-        let directory = match name {
-            None => &self.main,
-            Some(name) => self.named.get(name).ok_or_else(|| EngineError {
-                kind: EngineErrorKind::Internal,
-                message: format!("the context {name} was not opened"),
-            })?,
-        };
+        let directory = self.directory(name)?;
         let verdicts = Verdicts { ignore: &directory.ignore, above: RefCell::new(Vec::new()) };
         let ignored = |path: &str, is_dir: bool| verdicts.of(path, is_dir);
         Ok(write_context(directory.root.as_fd(), what, &ignored, File::from(out))?)
+    }
+
+    fn digest(&self, name: Option<&str>, what: &Selection) -> Result<String, EngineError> {
+        let directory = self.directory(name)?;
+        let verdicts = Verdicts { ignore: &directory.ignore, above: RefCell::new(Vec::new()) };
+        let ignored = |path: &str, is_dir: bool| verdicts.of(path, is_dir);
+        Ok(digest_context(directory.root.as_fd(), what, &ignored)?)
     }
 }
 

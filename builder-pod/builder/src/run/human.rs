@@ -35,6 +35,8 @@ impl<W: Write + Send> Log for Human<W> {
                 let _ = self.out.write_all(bytes);
                 self.open_line = bytes.last().map_or(self.open_line, |last| *last != b'\n');
             }
+            Entry::NotCached { why } => self.line(&format!(" ---> Not in the cache: {why}")),
+            Entry::Cached => self.line(" ---> Using cache"),
             Entry::Done { id } => self.line(&format!(" ---> {id}")),
             Entry::Warning { text } => self.line(&format!("[Warning] {text}")),
             Entry::Built { id } => self.line(&format!("Successfully built {id}")),

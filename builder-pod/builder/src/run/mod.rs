@@ -44,6 +44,8 @@ pub struct Settings<'a> {
     pub work_dir: &'a Path,
     /// Set it to stop the build; the build sets it when it ends badly.
     pub stop: &'a Stop,
+    /// What all RUN steps are told alike, in any words: the cache keeps results apart by it.
+    pub alike: &'a str,
     /// Makes the engine.
     pub start_engine: StartEngine<'a>,
     /// What a person is told.
@@ -64,7 +66,7 @@ impl std::fmt::Debug for Settings<'_> {
 /// # Errors
 /// Why there is no image.
 pub fn build(request: &BuildRequest, settings: Settings<'_>) -> Result<Committed, Box<Failure>> {
-    let Settings { socket, work_dir, stop, start_engine, log } = settings;
+    let Settings { socket, work_dir, stop, alike, start_engine, log } = settings;
     let spent = source::fetch_seconds(&request.source);
     let left = request.timeout_seconds.saturating_sub(spent).max(request.timeout_seconds.min(1));
     let _timer = Timer::start(left, stop);
@@ -80,6 +82,7 @@ pub fn build(request: &BuildRequest, settings: Settings<'_>) -> Result<Committed
         request,
         work_dir,
         stop,
+        alike,
         start_engine,
         courier: &client,
         source_text: None,
@@ -102,6 +105,7 @@ struct Build<'a> {
     request: &'a BuildRequest,
     work_dir: &'a Path,
     stop: &'a Stop,
+    alike: &'a str,
     start_engine: StartEngine<'a>,
     courier: &'a dyn Courier,
     /// The Dockerfile's text, once read.
@@ -247,6 +251,7 @@ impl Build<'_> {
             attempt: &self.request.attempt,
             dockerfile: &self.request.dockerfile,
             labels: &self.request.labels,
+            cache: self.request.cache.as_ref().map(|_| self.alike),
         };
         solve(plan, wishes, world, log).map_err(Halt::Failed)
     }

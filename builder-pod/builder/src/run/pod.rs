@@ -49,10 +49,12 @@ pub fn main_in_pod() -> ExitCode {
         let failure = Failure::new(FailureClass::User, reason::INVALID_SPEC, text);
         return report(&failure, &stop, &mut log);
     }
+    let alike = steps.alike();
     let settings = Settings {
         socket: Path::new(paths::SOCKET),
         work_dir: Path::new(paths::WORK_DIR),
         stop: &stop,
+        alike: &alike,
         start_engine: &|work_dir, isolation| {
             let options = Options { settings: steps.clone(), ..Options::default() };
             let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(work_dir, isolation, options)?);

@@ -33,6 +33,7 @@ fn request(files: &[(&str, &str)]) -> BuildRequest {
         timeout_seconds: 3600,
         registries: Registries::default(),
         policy: kiln_contract::policy::Policy::default(),
+        cache: None,
     }
 }
 
@@ -68,6 +69,13 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
         }
         Call::PutBaseBlob { image, blob } => {
             courier.put_base_blob(&image, &blob).map(|how| Reply::Stored { how })
+        }
+        Call::CacheGet { key } => courier.cache_get(&key).map(|found| match found {
+            Some(found) => Reply::Cached { image: found.image, entry: found.entry },
+            None => Reply::Absent,
+        }),
+        Call::CachePut { key, entry } => {
+            courier.cache_put(&key, &entry, None).map(|how| Reply::Stored { how })
         }
         Call::FindAgent { id } => {
             courier.find_agent(&id).map(|there| if there { Reply::Done } else { Reply::Absent })
@@ -114,6 +122,7 @@ fn run_with(request: &BuildRequest, engine: Result<FakeEngine, EngineError>, cou
             socket: &socket,
             work_dir: dir.path(),
             stop: &Stop::default(),
+            alike: "",
             start_engine: &|_, isolation| {
                 assert_eq!(isolation, Isolation::UserNamespace);
                 engine.clone()
@@ -228,6 +237,7 @@ fn no_courier_is_a_failure_that_the_log_shows() {
         socket: &dir.path().join("none"),
         work_dir: dir.path(),
         stop: &stop,
+        alike: "",
         start_engine: &|_, _| panic!("nothing is started"),
         log: &mut log,
     };

@@ -33,6 +33,13 @@ impl Settings {
         self.shm_bytes.unwrap_or(SHM_BYTES)
     }
 
+    /// What of it may change what a command does, in any words: of further hosts the names alone, as BuildKit has it.
+    pub fn alike(&self) -> String {
+        let hosts: Vec<&str> = self.hosts.iter().map(|host| host.name.as_str()).collect();
+        let Self { hostname, shm_bytes, ulimits, no_network, .. } = self;
+        format!("{hostname:?} {hosts:?} {shm_bytes:?} {ulimits:?} {no_network}")
+    }
+
     /// Takes a host name, if it is one.
     ///
     /// # Errors

@@ -1,12 +1,12 @@
 //! Base images on their way in: every layer is downloaded and unpacked into a tree of its own, several at a time, in the
 //! order in which stages need them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use kiln_contract::{Failure, FailureClass, reason};
+use kiln_contract::{Descriptor, Failure, FailureClass, reason};
 
 use super::failure::{Halt, internal, of_engine};
 use super::shared::Shared;
@@ -17,7 +17,7 @@ use crate::plan::BaseImage;
 /// Layers on their way at a time: the work is decompression, and two cores are usual.
 const AT_A_TIME: usize = 4;
 /// How often a wait looks whether the build was stopped.
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The base images of a build.
 pub(super) struct Bases<'a> {
@@ -35,17 +35,29 @@ struct State {
 struct Image {
     layers: Vec<Option<Unpacked>>,
     settled: bool,
+    /// Its layers are on their way.
+    wanted: bool,
 }
 
 impl<'a> Bases<'a> {
-    pub fn new(images: &'a [BaseImage]) -> Self {
+    /// `wanted` are the images whose files are sure to be read.
+    pub fn new(images: &'a [BaseImage], wanted: &BTreeSet<usize>) -> Self {
         let mut todo = VecDeque::new();
-        for (i, image) in images.iter().enumerate().filter(|(_, image)| image.files) {
-            todo.extend((0..image.resolved.layers.len()).map(|layer| (i, layer)));
+        for image in wanted {
+            todo.extend((0..images[*image].resolved.layers.len()).map(|layer| (*image, layer)));
         }
         let states = images
             .iter()
-            .map(|image| Image { layers: vec![None; image.resolved.layers.len()], settled: false })
+            .map(|image| Image {
+                layers: vec![None; image.resolved.layers.len()],
+                settled: false,
+                wanted: false,
+            })
+            .collect::<Vec<_>>();
+        let states = states
+            .into_iter()
+            .enumerate()
+            .map(|(image, state)| Image { wanted: wanted.contains(&image), ..state })
             .collect();
         Self { images, state: Mutex::new(State { todo, images: states }), changed: Condvar::new() }
     }
@@ -73,7 +85,7 @@ impl<'a> Bases<'a> {
     fn work(&self, shared: &Shared<'_>) {
         loop {
             let Some((image, layer)) = self.lock().todo.pop_front() else { return };
-            let result = shared.check().and_then(|()| fetch(shared, &self.images[image], image, layer));
+            let result = shared.check().and_then(|()| self.fetch(shared, image, layer));
             match result {
                 Ok(unpacked) => self.lock().images[image].layers[layer] = Some(unpacked),
                 Err(halt) => {
@@ -89,6 +101,13 @@ impl<'a> Bases<'a> {
     /// Waits until an image is all there; its trees from the bottom up.
     pub fn trees(&self, shared: &Shared<'_>, image: usize) -> Result<Vec<String>, Halt> {
         let mut state = self.lock();
+        if !std::mem::replace(&mut state.images[image].wanted, true) {
+            // Nobody thought that it would be read.
+            state.todo.extend((0..self.images[image].resolved.layers.len()).map(|layer| (image, layer)));
+            drop(state);
+            self.work(shared);
+            state = self.lock();
+        }
         while state.images[image].layers.iter().any(Option::is_none) {
             shared.check()?;
             state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
@@ -107,22 +126,57 @@ impl<'a> Bases<'a> {
     }
 }
 
+impl Bases<'_> {
+    fn fetch(&self, shared: &Shared<'_>, image: usize, layer: usize) -> Result<Unpacked, Halt> {
+        let BaseImage { resolved, diff_ids, .. } = &self.images[image];
+        let named = format!("the base image {}", resolved.reference);
+        let wanted = Wanted {
+            image: &resolved.pinned,
+            named: &named,
+            blob: &resolved.layers[layer],
+            diff_id: diff_ids.get(layer).map_or("", String::as_str),
+            tree: tree(image, layer),
+        };
+        fetch(shared, &wanted)
+    }
+}
+
 fn tree(image: usize, layer: usize) -> String {
     format!("b{image}-{layer}")
 }
 
-/// Downloads and unpacks one layer, and checks that it is the one that the config means.
-fn fetch(shared: &Shared<'_>, image: &BaseImage, number: usize, layer: usize) -> Result<Unpacked, Halt> {
-    let blob = &image.resolved.layers[layer];
+/// A layer that is to be unpacked.
+pub(super) struct Wanted<'a> {
+    /// Pinned name of its image.
+    pub image: &'a str,
+    /// What people call that.
+    pub named: &'a str,
+    pub blob: &'a Descriptor,
+    /// What it has to be when unpacked.
+    pub diff_id: &'a str,
+    /// Where it goes.
+    pub tree: String,
+}
+
+/// Downloads and unpacks one layer, and checks that it is the one that is meant.
+pub(super) fn fetch(shared: &Shared<'_>, wanted: &Wanted<'_>) -> Result<Unpacked, Halt> {
+    let Wanted { image, named, blob, diff_id, tree } = wanted;
     let (read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
     let (sent, unpacked) = std::thread::scope(|s| {
-        let sending = s.spawn(|| shared.courier.read_blob(&image.resolved.pinned, blob, write.into()));
-        let unpacked = shared.engine.unpack(&tree(number, layer), &blob.media_type, read.into());
+        let sending = s.spawn(|| shared.courier.read_blob(image, blob, write.into()));
+        let unpacked = shared.engine.unpack(tree, &blob.media_type, read.into());
         (sending.join(), unpacked)
     });
     let sent = sent.map_err(|_| internal("a thread that read a layer panicked"))?;
     match (sent, unpacked) {
-        (Ok(()), Ok(unpacked)) => check(image, layer, unpacked),
+        (Ok(()), Ok(unpacked)) if unpacked.diff_id == *diff_id => Ok(unpacked),
+        (Ok(()), Ok(unpacked)) => {
+            let message = format!(
+                "{named} does not hold together: the layer {} is {} when unpacked, and {diff_id} is expected",
+                blob.digest, unpacked.diff_id,
+            );
+            Err(Failure::new(FailureClass::User, reason::BASE_IMAGE_INVALID, message).into())
+        }
         (Err(error), Ok(_)) => Err(error.into()),
         // When one side fails the other one does, too. A fault of the registry cuts the stream short; any other failure
         // of the courier is rather that nobody reads any more.
@@ -131,21 +185,9 @@ fn fetch(shared: &Shared<'_>, image: &BaseImage, number: usize, layer: usize) ->
         }
         (Err(error @ (CourierError::Lost { .. } | CourierError::Stopped)), Err(_)) => Err(error.into()),
         (_, Err(error)) => {
-            let named = format!("layer {} of {}", blob.digest, image.resolved.reference);
+            let named = format!("layer {} of {named}", blob.digest);
             Err(of_engine(&error, None)
                 .map(|f| Failure::new(f.class, &f.reason, format!("{named}: {}", f.message))))
         }
     }
-}
-
-fn check(image: &BaseImage, layer: usize, unpacked: Unpacked) -> Result<Unpacked, Halt> {
-    let expected = image.diff_ids.get(layer).map_or("", String::as_str);
-    if unpacked.diff_id == expected {
-        return Ok(unpacked);
-    }
-    let message = format!(
-        "the base image {} does not hold together: layer {} (blob {}) is {} when unpacked, and its config says {expected}",
-        image.resolved.reference, layer, image.resolved.layers[layer].digest, unpacked.diff_id,
-    );
-    Err(Failure::new(FailureClass::User, reason::BASE_IMAGE_INVALID, message).into())
 }

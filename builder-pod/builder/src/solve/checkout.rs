@@ -18,6 +18,7 @@ use crate::tree;
 pub struct Checkout {
     root: OwnedFd,
     path: PathBuf,
+    commit: String,
 }
 
 impl Checkout {
@@ -27,16 +28,21 @@ impl Checkout {
     /// The courier's, or there is no room.
     pub fn fetch(courier: &dyn Courier, source: &Git, spool: &Path, name: &str) -> Result<Self, Halt> {
         let mut tar = spool_file(spool, &format!("{name}.tar"))?;
-        courier.fetch_git(source, tar.as_fd())?;
+        let commit = courier.fetch_git(source, tar.as_fd())?;
         let path = spool.join(name);
         let fault = |e: std::io::Error| internal(format!("making {}: {e}", path.display()));
         tar.rewind().map_err(fault)?;
         std::fs::create_dir(&path).map_err(fault)?;
         let opened = rustix::fs::openat(CWD, &path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let root = opened.map_err(|e| fault(e.into()))?;
-        let checkout = Self { root, path };
+        let checkout = Self { root, path, commit };
         tree::unpack_plain(checkout.root(), tar).map_err(|e| of_engine(&e.into(), None))?;
         Ok(checkout)
+    }
+
+    /// The commit that it is of.
+    pub fn commit(&self) -> &str {
+        &self.commit
     }
 
     /// Its directory.

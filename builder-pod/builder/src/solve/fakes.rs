@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 
+use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::Stored;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::source::Git;
@@ -13,7 +14,7 @@ use kiln_contract::{Descriptor, FailureClass, reason};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::courier::{CourierError, Fetched};
+use crate::courier::{Cached, CourierError, Fetched};
 use crate::engine::{
     Destination, Diff, EngineErrorKind, Exit, MountSource, Output, Owner, Secret, Step, Unpacked, User, View,
 };
@@ -27,6 +28,10 @@ pub(crate) fn id(text: &str) -> String {
 pub(crate) struct Notes(Mutex<Vec<String>>);
 
 impl Notes {
+    pub fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
     pub fn add(&self, note: String) {
         self.0.lock().unwrap().push(note);
     }
@@ -193,6 +198,10 @@ pub(crate) struct FakeCourier {
     /// The diff IDs in the configs are wrong.
     pub wrong: bool,
     pub committed: Mutex<Option<(Value, Vec<Descriptor>)>>,
+    /// The cache, by key.
+    pub entries: Mutex<BTreeMap<String, CacheEntry>>,
+    /// What is in the blobs that were put, by digest.
+    pub blobs: Mutex<BTreeMap<String, String>>,
 }
 
 impl FakeCourier {
@@ -231,6 +240,11 @@ impl Courier for FakeCourier {
     }
 
     fn read_blob(&self, image: &str, blob: &Descriptor, into: OwnedFd) -> Result<(), CourierError> {
+        if let Some(text) = self.blobs.lock().unwrap().get(&blob.digest) {
+            self.note("read_blob", text)?;
+            let _ = std::fs::File::from(into).write_all(text.as_bytes());
+            return Ok(());
+        }
         let layer = (0..2).find(|n| blob.digest == id(&format!("blob {}", bytes(image, *n)))).unwrap();
         self.note("read_blob", &bytes(image, layer))?;
         // A reader that went away is the engine's fault, which it reports.
@@ -257,8 +271,34 @@ impl Courier for FakeCourier {
     fn put_blob(&self, blob: &Descriptor, file: BorrowedFd<'_>) -> Result<Stored, CourierError> {
         let mut text = vec![0; usize::try_from(blob.size).unwrap()];
         rustix::io::pread(file, &mut text[..], 0).unwrap();
-        self.note("put_blob", &String::from_utf8(text).unwrap())?;
+        let text = String::from_utf8(text).unwrap();
+        self.note("put_blob", &text)?;
+        self.blobs.lock().unwrap().insert(blob.digest.clone(), text);
         Ok(Stored::Uploaded)
+    }
+
+    fn cache_get(&self, key: &str) -> Result<Option<Cached>, CourierError> {
+        self.note("cache_get", key)?;
+        let entry = self.entries.lock().unwrap().get(key).cloned();
+        Ok(entry.map(|entry| Cached { image: format!("cache@{}", &key[..12]), entry }))
+    }
+
+    fn cache_put(
+        &self,
+        key: &str,
+        entry: &CacheEntry,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<Stored, CourierError> {
+        self.note("cache_put", if file.is_some() { "file" } else { "output" })?;
+        if let Some(file) = file {
+            let mut text = vec![0; usize::try_from(entry.layer.size).unwrap()];
+            rustix::io::pread(file, &mut text[..], 0).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            self.blobs.lock().unwrap().insert(entry.layer.digest.clone(), text);
+        }
+        assert!(self.blobs.lock().unwrap().contains_key(&entry.layer.digest));
+        self.entries.lock().unwrap().insert(key.to_owned(), entry.clone());
+        Ok(Stored::Mounted)
     }
 
     fn put_base_blob(&self, image: &str, _blob: &Descriptor) -> Result<Stored, CourierError> {
@@ -291,7 +331,8 @@ impl Courier for FakeCourier {
     fn event(&self, event: Event) -> Result<(), CourierError> {
         let text = match event {
             Event::StepStarted { step } => format!("started {step}"),
-            Event::StepDone { step, .. } => format!("done {step}"),
+            Event::StepDone { step, cached: false } => format!("done {step}"),
+            Event::StepDone { step, cached: true } => format!("cached {step}"),
             Event::StepFailed { step, exit_code } => format!("failed {step} {exit_code:?}"),
             Event::Layer { step, .. } => format!("layer {step}"),
             other => format!("{other:?}"),
@@ -317,6 +358,14 @@ impl Context for FakeContext {
             });
         }
         Ok(())
+    }
+
+    fn digest(&self, name: Option<&str>, what: &Selection) -> Result<String, EngineError> {
+        if what.sources.iter().any(|source| source == "missing") {
+            let message = "missing is not in the build context".into();
+            return Err(EngineError { kind: EngineErrorKind::User, message });
+        }
+        Ok(format!("{name:?} {}", what.sources.join(",")))
     }
 }
 
@@ -348,6 +397,9 @@ impl Log for FakeLog {
             Entry::Step { number, total, text } => format!("Step {number}/{total} : {text}"),
             Entry::Running { .. } => "running".into(),
             Entry::Output { bytes } => String::from_utf8_lossy(bytes).trim_end().to_owned(),
+            Entry::Cached => "cached".into(),
+            Entry::NotCached { why } => format!("not cached: {why}"),
+            Entry::Warning { text } => format!("warning: {text}"),
             Entry::Done { id } => format!("---> {}", id.len()),
             Entry::CommandFailed { command, code } => format!("failed {command} {code}"),
             Entry::Tagged { reference } => format!("tagged {reference}"),

@@ -24,6 +24,13 @@ pub enum Entry<'a> {
         /// Raw bytes.
         bytes: &'a [u8],
     },
+    /// The cache has no result of the step.
+    NotCached {
+        /// In a few words.
+        why: &'a str,
+    },
+    /// The step's result is taken from the cache.
+    Cached,
     /// The step is done.
     Done {
         /// 12 hex digits that name its result: a base's digest, or a sum over that and the instructions since.

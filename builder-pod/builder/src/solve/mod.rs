@@ -3,7 +3,10 @@
 
 mod agent;
 mod bases;
+mod cache;
 mod checkout;
+mod command;
+mod copy;
 pub mod failure;
 pub mod log;
 mod mount;
@@ -18,6 +21,8 @@ use std::fs::File;
 use std::io::PipeReader;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::mpsc::channel;
+use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::Failure;
 use kiln_contract::journal::Event;
@@ -25,14 +30,21 @@ use sha2::{Digest, Sha256};
 
 use crate::courier::{Committed, Courier};
 use crate::engine::{Engine, EngineError, Selection, Stop};
+use crate::image::Entry as HistoryEntry;
 use crate::layer::Blob;
 use crate::plan::{Base, Plan};
 use bases::Bases;
+use cache::decide::{self, Work};
+use cache::facts::{Early, Seen};
+use cache::key::Keys;
+use cache::lookup::{Hits, look_up};
+use cache::pull::Pulls;
+use cache::save;
 use failure::{Halt, internal};
 use log::{Entry, Log};
-use publish::Publisher;
+use publish::{Layer, Publisher};
 use shared::Shared;
-use step::Steps;
+use step::{Steps, Tools};
 
 pub use checkout::Checkout;
 pub use resolve::resolve;
@@ -48,6 +60,12 @@ pub trait Context: Sync {
     /// # Errors
     /// Kind `User` for a missing source.
     fn send(&self, name: Option<&str>, what: &Selection, out: OwnedFd) -> Result<(), EngineError>;
+
+    /// A digest over all of the selected files that makes a difference in an image, but their times.
+    ///
+    /// # Errors
+    /// As [`Context::send`].
+    fn digest(&self, name: Option<&str>, what: &Selection) -> Result<String, EngineError>;
 }
 
 /// Makes blobs of tars.
@@ -96,6 +114,20 @@ pub struct Wishes<'a> {
     pub dockerfile: &'a str,
     /// Labels that are added.
     pub labels: &'a BTreeMap<String, String>,
+    /// Results of steps are looked up in the cache, and kept there: what all RUN steps are told alike is part of what names
+    /// them. `None`: there is no cache.
+    pub cache: Option<&'a str>,
+}
+
+/// What is known before the first step.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// What names the results; none without a cache.
+    keys: Option<Keys>,
+    /// What the cache has.
+    hits: Hits,
+    /// What is done.
+    work: Work,
 }
 
 /// Runs all steps and commits the image.
@@ -109,33 +141,77 @@ pub fn solve(
     log: &mut dyn Log,
 ) -> Result<Committed, Box<Failure>> {
     let shared = Shared::new(world.engine, world.courier, world.stop);
-    let bases = Bases::new(&plan.images);
-    let publisher = Publisher::new(world.spool, plan.epoch, world.pack, base_blobs(plan));
-    let mut steps = Steps::new(plan, wishes, world, &shared, &bases);
-    // The threads end with the scope: on success when their work is done, on failure because `stop` is set.
-    std::thread::scope(|scope| {
-        let mut run = || -> Result<(), Halt> {
-            bases.start(scope, &shared)?;
-            let jobs = publisher.start(scope, &shared)?;
-            steps.run(&jobs, log)
-        };
-        if let Err(halt) = run() {
-            shared.halt(halt);
-        }
-    });
-    let mut commit = || -> Result<Committed, Halt> {
-        shared.check()?;
-        shared.courier.event(Event::Pushing)?;
-        let layers = publisher.layers();
-        let (config, descriptors) = compose(plan, wishes, world.clock, &steps.ended, &layers)?;
-        log.entry(Entry::Built { id: short(&hex::encode(Sha256::digest(config.as_bytes()))) });
-        let committed = shared.courier.commit(&config, &descriptors)?;
-        for reference in &committed.references {
-            log.entry(Entry::Tagged { reference });
-        }
-        Ok(committed)
+    let early = Early::default();
+    let known = match find_out(plan, wishes, world, &early, &shared, log) {
+        Ok(known) => known,
+        Err(halt) => return Err(Box::new(shared.failure(halt))),
     };
-    commit().map_err(|halt| Box::new(shared.failure(halt)))
+    let (saves, to_save) = channel();
+    let saves = known.keys.is_some().then_some(saves);
+    let bases = Bases::new(&plan.images, &known.work.images);
+    let pulls = Pulls::new(&known.hits, &known.work.unpack);
+    let publisher = Publisher::new(world.spool, plan.epoch, world.pack, base_blobs(plan), saves);
+    let kept = Mutex::default();
+    let tools = Tools { shared: &shared, bases: &bases, early: &early, pulls: &pulls, publisher: &publisher };
+    let mut steps = Steps::new(plan, wishes, world, tools, known);
+    let committed = std::thread::scope(|beside| {
+        // What is for the cache is kept beside the build, and to its end after it.
+        let keeping = {
+            let (publisher, shared, kept) = (&publisher, &shared, &kept);
+            publish::spawn(beside, "save", move || save::keep_all(to_save, publisher, shared, kept))
+        };
+        // The threads end with the scope: on success when their work is done, on failure because `stop` is set.
+        std::thread::scope(|scope| {
+            let run = || -> Result<(), Halt> {
+                keeping?;
+                bases.start(scope, &shared)?;
+                pulls.start(scope, &shared)?;
+                let jobs = publisher.start(scope, &shared)?;
+                steps.run(&jobs, log)
+            };
+            if let Err(halt) = run() {
+                shared.halt(halt);
+            }
+        });
+        let mut commit = || -> Result<Committed, Halt> {
+            shared.check()?;
+            shared.courier.event(Event::Pushing)?;
+            let layers = publisher.layers();
+            let (config, descriptors) = compose(plan, wishes, world.clock, &steps.ended, &layers)?;
+            log.entry(Entry::Built { id: short(&hex::encode(Sha256::digest(config.as_bytes()))) });
+            let committed = shared.courier.commit(&config, &descriptors)?;
+            for reference in &committed.references {
+                log.entry(Entry::Tagged { reference });
+            }
+            Ok(committed)
+        };
+        // A failure stops what is beside it.
+        let committed = commit().map_err(|halt| Box::new(shared.failure(halt)));
+        publisher.all_saved();
+        committed
+    });
+    let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(text) = kept.warning().filter(|_| committed.is_ok()) {
+        log.entry(Entry::Warning { text: &text });
+    }
+    committed
+}
+
+/// What names the results of steps, and what the cache has of them.
+fn find_out(
+    plan: &Plan,
+    wishes: Wishes<'_>,
+    world: World<'_>,
+    early: &Early,
+    shared: &Shared<'_>,
+    log: &mut dyn Log,
+) -> Result<Known, Halt> {
+    let Some(alike) = wishes.cache else {
+        return Ok(Known { keys: None, hits: Hits::default(), work: decide::all(plan) });
+    };
+    let keys = Keys::new(plan, alike, &Seen { world, early });
+    let found = look_up(plan, &keys, shared, log)?;
+    Ok(Known { keys: found.answers.then_some(keys), hits: found.hits, work: found.work })
 }
 
 /// The layers of the base of the final image, with the image's pinned name.
@@ -153,7 +229,7 @@ fn compose(
     wishes: Wishes<'_>,
     clock: Clock<'_>,
     ended: &BTreeMap<u32, String>,
-    layers: &[Blob],
+    layers: &[Layer],
 ) -> Result<(String, Vec<kiln_contract::Descriptor>), Halt> {
     let Some(stage) = plan.stages.last() else {
         return Err(internal("a plan without stages").into());
@@ -162,19 +238,42 @@ fn compose(
     if layers.len() != expected {
         return Err(internal(format!("{} layers were made and {expected} were planned", layers.len())).into());
     }
-    let at = match plan.epoch {
-        Some(seconds) => epoch_text(seconds)?,
-        None => clock(),
+    let (created, at) = match plan.epoch {
+        Some(seconds) => {
+            let at = epoch_text(seconds)?;
+            (BTreeMap::new(), at)
+        }
+        None => times(stage.image.entries(), ended, clock),
     };
-    let created = |step: u32| match plan.epoch {
-        Some(_) => at.clone(),
-        None => ended.get(&step).cloned().unwrap_or_else(|| at.clone()),
-    };
-    let diff_ids: Vec<String> = layers.iter().map(|blob| blob.diff_id.clone()).collect();
+    let created = |step: u32| created.get(&step).unwrap_or(&at).clone();
+    let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let config = stage.image.finish(&diff_ids, wishes.labels, &created, &at);
     let mut all: Vec<_> = base_blobs(plan).into_iter().map(|(_, blob)| blob.clone()).collect();
-    all.extend(layers.iter().map(publish::descriptor));
+    all.extend(layers.iter().map(|layer| layer.blob.clone()));
     Ok((config, all))
+}
+
+/// When each step of the image ended, and when the image was made. As BuildKit has it: what makes no layer has the time of
+/// the layer before it, or else of the first one; so a build that takes all layers from the cache gives the same image.
+fn times(
+    entries: &[HistoryEntry],
+    ended: &BTreeMap<u32, String>,
+    clock: Clock<'_>,
+) -> (BTreeMap<u32, String>, String) {
+    let layers = entries.iter().filter(|entry| !entry.empty_layer);
+    let mut known = layers.filter_map(|entry| ended.get(&entry.step)).peekable();
+    let Some(first) = known.peek() else {
+        return (ended.clone(), clock());
+    };
+    let mut now = (*first).clone();
+    let mut created = BTreeMap::new();
+    for entry in entries {
+        if let Some(time) = ended.get(&entry.step).filter(|_| !entry.empty_layer) {
+            now.clone_from(time);
+        }
+        created.insert(entry.step, now.clone());
+    }
+    (created, now)
 }
 
 fn epoch_text(seconds: i64) -> Result<String, Halt> {

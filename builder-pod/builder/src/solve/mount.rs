@@ -155,7 +155,7 @@ impl Steps<'_> {
         Ok(match from {
             None => (Vec::new(), "scratch".to_owned()),
             Some(CopyFrom::Stage(stage)) => {
-                let trees = self.stages.get(stage).map(|left| left.trees.clone()).unwrap_or_default();
+                let trees = self.left(stage).trees.clone();
                 (trees, format!("stage {}", self.plan.stages[stage].name))
             }
             Some(CopyFrom::Image(image)) => {
@@ -178,8 +178,7 @@ impl Steps<'_> {
         }
         let tree = self.mounted.tree('x');
         let view = View { lowers: Vec::new(), upper: tree.clone() };
-        let source = if path == "/" { ".".to_owned() } else { literal(path.trim_start_matches('/')) };
-        let what = Selection { sources: vec![source], excludes: Vec::new(), parents: false };
+        let what = whole(path);
         let to = Destination {
             path: path.to_owned(),
             sources: 1,
@@ -269,6 +268,12 @@ fn text(id: &str, secret: &Secret) -> Result<String, Halt> {
         let text = format!("the secret {id} is no text and can't be a variable; mount it as a file");
         Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into()
     })
+}
+
+/// What a mount takes of a context: a path (absolute) with all that is below it.
+pub(super) fn whole(path: &str) -> Selection {
+    let source = if path == "/" { ".".to_owned() } else { literal(path.trim_start_matches('/')) };
+    Selection { sources: vec![source], excludes: Vec::new(), parents: false }
 }
 
 /// A path as a pattern that matches just it.

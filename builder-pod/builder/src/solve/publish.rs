@@ -1,19 +1,21 @@
 //! Layers on their way out, while the next step runs: difference -> tar -> compressed file -> output. And the base's
 //! layers, which the output needs as well.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 
 use kiln_contract::Descriptor;
+use kiln_contract::cache::CacheEntry;
 use kiln_contract::journal::Event;
 
 use super::Pack;
+use super::cache::save::{Label, Save};
 use super::failure::{Halt, internal, of_engine};
 use super::shared::Shared;
 use crate::engine::View;
@@ -36,6 +38,17 @@ pub(super) struct Job {
     pub view: View,
     /// See `Exit::stubs`.
     pub stubs: Vec<String>,
+    /// What it is kept as in the cache.
+    pub label: Option<Label>,
+}
+
+/// A layer of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Layer {
+    /// As manifests name it.
+    pub blob: Descriptor,
+    /// `sha256:…` of its tar.
+    pub diff_id: String,
 }
 
 struct Packed {
@@ -43,6 +56,7 @@ struct Packed {
     index: usize,
     blob: Blob,
     file: File,
+    label: Option<Label>,
 }
 
 /// What the threads share.
@@ -50,25 +64,30 @@ pub(super) struct Publisher<'a> {
     spool: &'a Path,
     epoch: Option<i64>,
     pack: &'a dyn Pack,
-    layers: Mutex<Vec<(usize, Blob)>>,
+    layers: Mutex<BTreeMap<usize, Layer>>,
+    /// Where entries for the cache go.
+    saves: Mutex<Option<Sender<Save>>>,
     bases: Mutex<VecDeque<(&'a str, &'a Descriptor)>>,
     packed: Mutex<Option<Receiver<Packed>>>,
     names: AtomicU64,
 }
 
 impl<'a> Publisher<'a> {
-    /// `bases` are the layers of the final image's base, with the pinned name of their image.
+    /// `bases` are the layers of the final image's base, with the pinned name of their image; `saves` takes what is for the
+    /// cache.
     pub fn new(
         spool: &'a Path,
         epoch: Option<i64>,
         pack: &'a dyn Pack,
         bases: VecDeque<(&'a str, &'a Descriptor)>,
+        saves: Option<Sender<Save>>,
     ) -> Self {
         Self {
             spool,
             epoch,
             pack,
-            layers: Mutex::new(Vec::new()),
+            layers: Mutex::default(),
+            saves: Mutex::new(saves),
             bases: Mutex::new(bases),
             packed: Mutex::new(None),
             names: AtomicU64::new(0),
@@ -95,45 +114,67 @@ impl<'a> Publisher<'a> {
     }
 
     /// The layers, from the bottom up. All threads have ended.
-    pub fn layers(&self) -> Vec<Blob> {
-        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        layers.sort_by_key(|(index, _)| *index);
-        layers.into_iter().map(|(_, blob)| blob).collect()
+    pub fn layers(&self) -> Vec<Layer> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Notes a layer that the output has.
+    pub fn has(&self, index: usize, layer: Layer) {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).insert(index, layer);
+    }
+
+    /// Hands something to whoever keeps it in the cache.
+    pub fn save(&self, save: Save) {
+        if let Some(saves) = &*self.saves.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Nobody takes it: then nobody keeps it.
+            let _ = saves.send(save);
+        }
+    }
+
+    /// There is nothing more to keep.
+    pub fn all_saved(&self) {
+        self.saves.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn pack_all(&self, shared: &Shared<'_>, todo: &Receiver<Job>, packed: &SyncSender<Packed>) {
         // The thread's own priority; where the system refuses, it is merely less polite.
         let _ = rustix::process::setpriority_process(None, NICE);
         for job in todo {
-            match shared.check().and_then(|()| self.pack(shared, &job)) {
+            let step = job.step;
+            match shared.check().and_then(|()| self.pack(shared, job)) {
                 Ok(layer) => {
                     if packed.send(layer).is_err() {
                         return;
                     }
                 }
-                Err(halt) => return shared.halt(halt.map(|f| f.in_step(job.step))),
+                Err(halt) => return shared.halt(halt.map(|f| f.in_step(step))),
             }
         }
     }
 
-    fn pack(&self, shared: &Shared<'_>, job: &Job) -> Result<Packed, Halt> {
+    fn pack(&self, shared: &Shared<'_>, job: Job) -> Result<Packed, Halt> {
+        let (blob, file) = self.make(shared, &job.view, &job.stubs)?;
+        Ok(Packed { step: job.step, index: job.index, blob, file, label: job.label })
+    }
+
+    /// The layer of what a step left, as a file without a name.
+    pub fn make(&self, shared: &Shared<'_>, view: &View, stubs: &[String]) -> Result<(Blob, File), Halt> {
         let name = format!("layer{}", self.names.fetch_add(1, Ordering::Relaxed));
         let mut file = spool_file(self.spool, &name)?;
         let (mut read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
         let (diffed, blob) = std::thread::scope(|s| {
-            let diffing = s.spawn(|| shared.engine.diff(&job.view, &job.stubs, self.epoch, write.into()));
+            let diffing = s.spawn(|| shared.engine.diff(view, stubs, self.epoch, write.into()));
             let blob = self.pack.pack(&mut read, &mut file);
             // A writer that nobody reads any more must not wait for ever.
             drop(read);
             (diffing.join(), blob)
         });
         let diffed = diffed.map_err(|_| internal("a thread that took a step's difference panicked"))?;
-        let blob = match (diffed, blob) {
-            (_, Err(problem)) => return Err(internal(format!("making a layer: {problem}")).into()),
-            (Err(error), Ok(_)) => return Err(of_engine(&error, None)),
-            (Ok(_), Ok(blob)) => blob,
-        };
-        Ok(Packed { step: job.step, index: job.index, blob, file })
+        match (diffed, blob) {
+            (_, Err(problem)) => Err(internal(format!("making a layer: {problem}")).into()),
+            (Err(error), Ok(_)) => Err(of_engine(&error, None)),
+            (Ok(_), Ok(blob)) => Ok((blob, file)),
+        }
     }
 
     fn send_all(&self, shared: &Shared<'_>) {
@@ -154,8 +195,14 @@ impl<'a> Publisher<'a> {
     fn send(&self, shared: &Shared<'_>, layer: Packed) -> Result<(), Halt> {
         let blob = descriptor(&layer.blob);
         shared.courier.put_blob(&blob, layer.file.as_fd())?;
-        shared.courier.event(Event::Layer { step: layer.step, digest: blob.digest, size: blob.size })?;
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).push((layer.index, layer.blob));
+        let (digest, size) = (blob.digest.clone(), blob.size);
+        shared.courier.event(Event::Layer { step: layer.step, digest, size })?;
+        let diff_id = layer.blob.diff_id;
+        self.has(layer.index, Layer { blob: blob.clone(), diff_id: diff_id.clone() });
+        if let Some(label) = layer.label {
+            let entry = CacheEntry { layer: blob, diff_id, created: label.created.clone() };
+            self.save(Save::Stored { label, entry });
+        }
         Ok(())
     }
 
@@ -184,7 +231,7 @@ pub(super) fn descriptor(blob: &Blob) -> Descriptor {
     Descriptor { media_type: blob.media_type.to_owned(), digest: blob.digest.clone(), size: blob.size }
 }
 
-fn spawn<'scope>(
+pub(super) fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
     work: impl FnOnce() + Send + 'scope,

@@ -1,81 +1,88 @@
 //! The steps, one after another, stage by stage.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;
 
 use kiln_contract::journal::Event;
-use kiln_contract::source::Git;
-use kiln_contract::{Failure, FailureClass, reason};
 use sha2::{Digest, Sha256};
 
 use super::bases::Bases;
-use super::checkout::Checkout;
-use super::failure::{Halt, internal, of_engine};
+use super::cache::At;
+use super::cache::save::{Label, Save};
+use super::cache::{decide, pull::Pulls};
+use super::copy::check_owner;
+use super::failure::{Halt, of_engine};
 use super::log::{Entry, Log};
 use super::mount::Mounted;
-use super::publish::{Job, spool_file};
-use super::redact::Redactor;
+use super::publish::{Job, Layer, Publisher};
 use super::shared::{Place, Shared};
-use super::{Wishes, World, agent, short};
+use super::{Known, Wishes, World, agent, short};
+use crate::courier::Cached;
 use crate::engine::Step as Command;
-use crate::engine::{Destination, EngineError, EngineErrorKind, Exit, Output, Owner, Selection, View};
-use crate::plan::{Action, Base, CopyFrom, Item, Op, Plan, Stage};
-use crate::tree;
-
-/// Bytes of a step's output that are kept for the failure: what `Failure::log_tail` shows, doubled, because control
-/// characters and a torn first line go.
-const TAIL: usize = 2 * kiln_contract::failure::MAX_LOG_TAIL;
+use crate::engine::{Destination, EngineError, Owner, Unpacked, View};
+use crate::plan::{Action, Base, Item, Op, Plan};
 
 /// Runs the steps of a plan.
 pub(super) struct Steps<'a> {
     pub(super) plan: &'a Plan,
-    wishes: Wishes<'a>,
-    world: World<'a>,
+    pub(super) wishes: Wishes<'a>,
+    pub(super) world: World<'a>,
     pub(super) shared: &'a Shared<'a>,
     pub(super) bases: &'a Bases<'a>,
-    /// What each stage that was run left.
-    pub(super) stages: Vec<Left>,
+    pub(super) early: &'a super::cache::facts::Early,
+    pulls: &'a Pulls,
+    publisher: &'a Publisher<'a>,
+    known: Known,
+    /// What each stage that was gone through left.
+    stages: BTreeMap<usize, Left>,
     pub(super) mounted: Mounted,
     /// When each step ended.
     pub ended: BTreeMap<u32, String>,
-    layers: usize,
     uppers: usize,
 }
 
 /// What a stage left.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Left {
-    /// Trees from the bottom up.
+    /// Trees from the bottom up; not those that nobody reads.
     pub trees: Vec<String>,
     /// Names the stage's state: a sum over its base and its instructions so far.
     id: String,
+    /// Whether all that was done with files so far was taken from the cache; `None` before the first of it.
+    cached: Option<bool>,
+}
+
+/// What steps are carried out with, beside plan and world.
+#[derive(Clone, Copy)]
+pub(super) struct Tools<'a> {
+    pub shared: &'a Shared<'a>,
+    pub bases: &'a Bases<'a>,
+    pub early: &'a super::cache::facts::Early,
+    pub pulls: &'a Pulls,
+    pub publisher: &'a Publisher<'a>,
 }
 
 impl<'a> Steps<'a> {
-    pub fn new(
-        plan: &'a Plan,
-        wishes: Wishes<'a>,
-        world: World<'a>,
-        shared: &'a Shared<'a>,
-        bases: &'a Bases<'a>,
-    ) -> Self {
+    pub fn new(plan: &'a Plan, wishes: Wishes<'a>, world: World<'a>, tools: Tools<'a>, known: Known) -> Self {
+        let Tools { shared, bases, early, pulls, publisher } = tools;
         Self {
             plan,
             wishes,
             world,
             shared,
             bases,
-            stages: Vec::new(),
+            early,
+            pulls,
+            publisher,
+            known,
+            stages: BTreeMap::new(),
             mounted: Mounted::default(),
             ended: BTreeMap::new(),
-            layers: 0,
             uppers: 0,
         }
     }
 
-    /// Runs all of them; layers of the final image go to `jobs`.
+    /// Goes through all of them; layers of the final image that have to be made go to `jobs`.
     pub fn run(&mut self, jobs: &SyncSender<Job>, log: &mut dyn Log) -> Result<(), Halt> {
         let plan = self.plan;
         let first = plan.stages.first().map_or(1, |stage| *stage.steps.start());
@@ -83,39 +90,60 @@ impl<'a> Steps<'a> {
             self.step(number, log, |steps, log| {
                 let id = digest(&["", &steps.plan.steps[number as usize - 1].text]);
                 log.entry(Entry::Done { id: short(&id) });
-                Ok(())
+                Ok(false)
             })?;
         }
-        for stage in &plan.stages {
-            let mut left = Left::default();
-            for number in stage.steps.clone() {
-                self.step(number, log, |steps, log| {
-                    if number == *stage.steps.start() {
-                        left = steps.start(stage)?;
-                        log.entry(Entry::Done { id: short(&left.id) });
-                    }
-                    let ops = stage.ops.iter().filter(|op| op.step == number);
-                    for op in ops {
-                        steps.op(stage, op, &mut left, jobs, log)?;
-                    }
-                    if number != *stage.steps.start() {
-                        left.id = digest(&[&left.id, &steps.plan.steps[number as usize - 1].text]);
-                        log.entry(Entry::Done { id: short(&left.id) });
-                    }
-                    Ok(())
-                })?;
-            }
-            self.stages.push(left);
+        for stage in 0..plan.stages.len() {
+            self.stage(stage, jobs, log)?;
         }
         Ok(())
     }
 
-    /// What every step has in common: events, log, and the place of a failure.
+    fn stage(&mut self, place: usize, jobs: &SyncSender<Job>, log: &mut dyn Log) -> Result<(), Halt> {
+        let stage = &self.plan.stages[place];
+        let mut left = Left::default();
+        for number in stage.steps.clone() {
+            self.step(number, log, |steps, log| {
+                let is_start = number == *stage.steps.start();
+                if is_start {
+                    left = steps.start(place)?;
+                    log.entry(Entry::Done { id: short(&left.id) });
+                }
+                let mut cached = !is_start && left.cached == Some(true);
+                let mut worked = false;
+                for at in 0..stage.ops.len() {
+                    if stage.ops[at].step == number {
+                        let taken = steps.op((place, at), &mut left, jobs, log)?;
+                        cached = taken && (cached || !worked);
+                        worked = true;
+                        left.cached = Some(taken && left.cached != Some(false));
+                    }
+                }
+                if cached {
+                    log.entry(Entry::Cached);
+                }
+                if !is_start {
+                    left.id = digest(&[&left.id, &steps.plan.steps[number as usize - 1].text]);
+                    log.entry(Entry::Done { id: short(&left.id) });
+                }
+                Ok(cached)
+            })?;
+        }
+        self.stages.insert(place, left);
+        Ok(())
+    }
+
+    /// What a stage left; nothing where it was not gone through.
+    pub(super) fn left(&self, stage: usize) -> Left {
+        self.stages.get(&stage).cloned().unwrap_or_default()
+    }
+
+    /// What every step has in common: events, log, and the place of a failure. `work` says whether the cache had it.
     fn step(
         &mut self,
         number: u32,
         log: &mut dyn Log,
-        work: impl FnOnce(&mut Self, &mut dyn Log) -> Result<(), Halt>,
+        work: impl FnOnce(&mut Self, &mut dyn Log) -> Result<bool, Halt>,
     ) -> Result<(), Halt> {
         let step = &self.plan.steps[number as usize - 1];
         let total = u32::try_from(self.plan.steps.len()).unwrap_or(u32::MAX);
@@ -123,9 +151,9 @@ impl<'a> Steps<'a> {
         self.shared.courier.event(Event::StepStarted { step: number })?;
         log.entry(Entry::Step { number, total, text: &step.text });
         match work(self, log) {
-            Ok(()) => {
-                self.ended.insert(number, (self.world.clock)());
-                Ok(self.shared.courier.event(Event::StepDone { step: number, cached: false })?)
+            Ok(cached) => {
+                self.ended.entry(number).or_insert_with(|| (self.world.clock)());
+                Ok(self.shared.courier.event(Event::StepDone { step: number, cached })?)
             }
             Err(Halt::Stopped) => {
                 let dockerfile = self.wishes.dockerfile.to_owned();
@@ -143,20 +171,100 @@ impl<'a> Steps<'a> {
     }
 
     /// What a stage starts from. Files that nobody reads are not waited for.
-    fn start(&self, stage: &Stage) -> Result<Left, Halt> {
-        Ok(match stage.base {
-            Base::Scratch => Left { trees: Vec::new(), id: digest(&["scratch"]) },
-            Base::Stage(parent) => self.stages.get(parent).cloned().unwrap_or_default(),
+    fn start(&self, place: usize) -> Result<Left, Halt> {
+        let wanted = self.known.work.bases.contains(&place);
+        Ok(match self.plan.stages[place].base {
+            Base::Scratch => Left { id: digest(&["scratch"]), ..Left::default() },
+            Base::Stage(parent) => self.left(parent),
             Base::Image(image) => {
-                let trees = if stage.files { self.bases.trees(self.shared, image)? } else { Vec::new() };
-                Left { trees, id: self.plan.images[image].resolved.digest.clone() }
+                let trees = if wanted { self.bases.trees(self.shared, image)? } else { Vec::new() };
+                Left { trees, id: self.plan.images[image].resolved.digest.clone(), cached: None }
             }
         })
     }
 
+    /// Takes an operation's result, or makes it; says whether it was taken.
     fn op(
         &mut self,
-        stage: &Stage,
+        at: At,
+        left: &mut Left,
+        jobs: &SyncSender<Job>,
+        log: &mut dyn Log,
+    ) -> Result<bool, Halt> {
+        let plan = self.plan;
+        let op = &plan.stages[at.0].ops[at.1];
+        if let Some(hit) = self.known.hits.get(&at).cloned() {
+            let unpack = self.known.work.unpack.contains(&at);
+            match if unpack { self.unpack(at, &hit, left)? } else { Ok(()) } {
+                Ok(()) => return self.take(at, op, hit).map(|()| true),
+                Err(problem) => {
+                    let text = format!("the cached result of step {} is not usable: {problem}", op.step);
+                    log.entry(Entry::Warning { text: &text });
+                    self.do_without(at, jobs, log)?;
+                }
+            }
+        } else if !self.known.work.run.contains(&at) {
+            // What would read it was in the cache.
+            return Ok(true);
+        }
+        if self.known.keys.is_some() {
+            let why = decide::why_not(plan, &|at| self.known.hits.contains_key(&at), at);
+            log.entry(Entry::NotCached { why });
+        }
+        self.make(at, op, left, jobs, log)?;
+        Ok(false)
+    }
+
+    /// Takes an entry of the cache; its layer is in the output already where the image needs it.
+    fn take(&mut self, at: At, op: &Op, hit: Cached) -> Result<(), Halt> {
+        let (digest, size) = (hit.entry.layer.digest.clone(), hit.entry.layer.size);
+        self.shared.courier.event(Event::Layer { step: op.step, digest, size })?;
+        self.ended.insert(op.step, hit.entry.created);
+        if self.plan.stages[at.0].publish {
+            let layer = Layer { blob: hit.entry.layer, diff_id: hit.entry.diff_id };
+            self.publisher.has(self.index(at), layer);
+        }
+        Ok(())
+    }
+
+    /// Unpacks the layer of an entry onto what is there. The inner error says what is wrong with it.
+    fn unpack(&self, at: At, hit: &Cached, left: &mut Left) -> Result<Result<(), String>, Halt> {
+        let (tree, unpacked) = match self.pulls.take(self.shared, at, hit)? {
+            Ok(found) => found,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        // What is below has been settled before.
+        let below = left.trees.iter().map(|tree| (tree.clone(), Unpacked::default()));
+        let layers: Vec<_> = below.chain([(tree.clone(), unpacked)]).collect();
+        if let Err(error) = self.shared.engine.settle(&layers) {
+            return Ok(Err(error.message));
+        }
+        left.trees.push(tree);
+        Ok(Ok(()))
+    }
+
+    /// An entry turned out to be none: what is needed to make its result has to be there.
+    fn do_without(&mut self, at: At, jobs: &SyncSender<Job>, log: &mut dyn Log) -> Result<(), Halt> {
+        self.known.hits.remove(&at);
+        let before = std::mem::take(&mut self.known.work);
+        self.known.work = decide::decide(self.plan, &|at| self.known.hits.contains_key(&at));
+        let missing: Vec<usize> = self.known.work.stages.difference(&before.stages).copied().collect();
+        for stage in missing.into_iter().filter(|stage| *stage < at.0) {
+            self.stage(stage, jobs, log)?;
+        }
+        Ok(())
+    }
+
+    /// Place of an operation's layer among those that the build adds.
+    fn index(&self, (stage, op): At) -> usize {
+        let before = self.plan.stages[..stage].iter().filter(|stage| stage.publish);
+        before.map(|stage| stage.ops.len()).sum::<usize>() + op
+    }
+
+    /// Carries an operation out.
+    fn make(
+        &mut self,
+        at: At,
         op: &Op,
         left: &mut Left,
         jobs: &SyncSender<Job>,
@@ -167,7 +275,7 @@ impl<'a> Steps<'a> {
         let engine = |error: EngineError| of_engine(&error, Some(&op.action));
         let mut stubs = Vec::new();
         match &op.action {
-            Action::Run { argv, script, env, cwd, user, network, mounts } => {
+            Action::Run { argv, script, env, proxies: _, cwd, user, network, mounts } => {
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
@@ -226,248 +334,23 @@ impl<'a> Steps<'a> {
             }
         }
         left.trees.push(view.upper.clone());
-        if stage.publish {
-            let job = Job { step: op.step, index: self.layers, view, stubs };
-            self.layers += 1;
+        let created = (self.world.clock)();
+        self.ended.insert(op.step, created.clone());
+        let key = self.known.keys.as_ref().and_then(|keys| keys.of(at));
+        let label = key.map(|key| Label { key: key.to_owned(), created });
+        if self.plan.stages[at.0].publish {
+            let job = Job { step: op.step, index: self.index(at), view, stubs, label };
             // Nobody takes jobs after a failure in the background, which is noted already.
             jobs.send(job).map_err(|_| Halt::Stopped)?;
+        } else if let Some(label) = label {
+            self.publisher.save(Save::Made { label, view, stubs });
         }
         Ok(())
-    }
-
-    /// Copies one of the things that an instruction names.
-    fn item(&self, view: &View, to: &Destination, from: CopyFrom, item: &Item) -> Result<(), CopyFault> {
-        let what = match item {
-            Item::Inline(file) => {
-                let now = || (self.world.clock)().parse().map_or(0, |time: jiff::Timestamp| time.as_second());
-                let mtime = self.plan.epoch.unwrap_or_else(now);
-                let send = |out: OwnedFd| Ok(tree::write_inline(file, mtime, File::from(out))?);
-                return Ok(self.copy_stream(view, to, send)?);
-            }
-            Item::Url { url, name, checksum } => {
-                return self.download(view, to, url, name, checksum.as_deref());
-            }
-            Item::Git { source, excludes } => {
-                return self.repository(view, to, source, excludes);
-            }
-            Item::Files(what) => what,
-        };
-        match from {
-            CopyFrom::Context => {
-                self.copy_stream(view, to, |out| self.world.context.send(None, what, out))?;
-            }
-            CopyFrom::Named(context) => {
-                let name = self.plan.contexts.get(context).map(String::as_str);
-                self.copy_stream(view, to, |out| self.world.context.send(name, what, out))?;
-            }
-            CopyFrom::Stage(stage) => {
-                let trees = self.stages.get(stage).map_or(&[][..], |left| &left.trees);
-                self.shared.engine.copy_tree(view, to, trees, what)?;
-            }
-            CopyFrom::Image(image) => {
-                let trees = self.bases.trees(self.shared, image)?;
-                self.shared.engine.copy_tree(view, to, &trees, what)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The courier downloads, into a file without a name; from there it is copied as files of ours are.
-    fn download(
-        &self,
-        view: &View,
-        to: &Destination,
-        url: &str,
-        name: &str,
-        checksum: Option<&str>,
-    ) -> Result<(), CopyFault> {
-        let mut file = spool_file(self.world.spool, "download")?;
-        let fetched = self.shared.courier.fetch(url, checksum, file.as_fd()).map_err(Halt::from)?;
-        let rewound = std::io::Seek::rewind(&mut file);
-        rewound.map_err(|e| Halt::from(internal(format!("reading a download: {e}"))))?;
-        // A server that does not say when: 1970, as BuildKit has it.
-        let mtime = fetched.modified.unwrap_or(0);
-        Ok(self.copy_stream(view, to, move |out| {
-            Ok(tree::write_file(name, 0o600, mtime, fetched.size, &mut file, File::from(out))?)
-        })?)
-    }
-
-    /// The courier checks out; here the files lie in a directory of ours while they are copied.
-    fn repository(
-        &self,
-        view: &View,
-        to: &Destination,
-        source: &Git,
-        excludes: &[String],
-    ) -> Result<(), CopyFault> {
-        let checkout = Checkout::fetch(self.shared.courier, source, self.world.spool, "checkout")?;
-        let what = Selection { sources: vec![".".to_owned()], excludes: excludes.to_vec(), parents: false };
-        let all = |_: &str, _: bool| tree::Ignored::No;
-        let root = checkout.root();
-        Ok(self.copy_stream(view, to, |out| Ok(tree::write_context(root, &what, &all, File::from(out))?))?)
-    }
-
-    fn command(&self, command: &Command, log: &mut dyn Log) -> Result<Exit, CommandFault> {
-        let id = digest(&[self.wishes.attempt, &command.view.upper]);
-        log.entry(Entry::Running { id: short(&id) });
-        let redactor = Redactor::new(&self.mounted.secrets);
-        let mut output = StepOutput { log: &mut *log, redactor, tail: Vec::new() };
-        let ended = self.shared.engine.run(command, &mut output, self.shared.stop);
-        output.finish();
-        let tail = String::from_utf8_lossy(&output.tail).into_owned();
-        let words = command.argv.join(" ");
-        match ended {
-            Ok(exit) if exit.code == 0 => Ok(exit),
-            Ok(exit) => {
-                log.entry(Entry::CommandFailed { command: &words, code: exit.code });
-                Err(CommandFault::Exit { exit, words, tail })
-            }
-            Err(error) => Err(CommandFault::Engine { error, tail }),
-        }
-    }
-
-    /// Files of a context, the build's own or a named one.
-    pub(super) fn copy_context(
-        &self,
-        view: &View,
-        to: &Destination,
-        name: Option<&str>,
-        what: &Selection,
-    ) -> Result<(), EngineError> {
-        self.copy_stream(view, to, |out| self.world.context.send(name, what, out))
-    }
-
-    /// Files of ours go through a pipe: this side opens them, the helper writes them.
-    fn copy_stream(
-        &self,
-        view: &View,
-        to: &Destination,
-        send: impl FnOnce(OwnedFd) -> Result<(), EngineError> + Send,
-    ) -> Result<(), EngineError> {
-        let fault = |message: String| EngineError { kind: EngineErrorKind::Internal, message };
-        let (read, write) = std::io::pipe().map_err(|e| fault(format!("making a pipe: {e}")))?;
-        let (sent, copied) = std::thread::scope(|s| {
-            let sending = s.spawn(move || send(OwnedFd::from(write)));
-            let copied = self.shared.engine.copy_stream(view, to, read.into());
-            (sending.join(), copied)
-        });
-        let sent = sent.map_err(|_| fault("a thread that read the context panicked".into()))?;
-        match (sent, copied) {
-            (Ok(()), copied) => copied,
-            // A missing source cuts the stream short, and so do both sides' other troubles: the one that names the
-            // user's fault is the cause.
-            (Err(sent), Err(copied)) => {
-                Err(if copied.kind != EngineErrorKind::Internal && sent.kind == EngineErrorKind::Internal {
-                    copied
-                } else {
-                    sent
-                })
-            }
-            (Err(sent), Ok(())) => Err(sent),
-        }
-    }
-}
-
-/// What kept files from being copied: the engine's trouble, or one that is a halt already.
-enum CopyFault {
-    Engine(EngineError),
-    Halt(Halt),
-}
-
-impl From<EngineError> for CopyFault {
-    fn from(error: EngineError) -> Self {
-        Self::Engine(error)
-    }
-}
-
-impl From<Halt> for CopyFault {
-    fn from(halt: Halt) -> Self {
-        Self::Halt(halt)
-    }
-}
-
-impl CopyFault {
-    fn into_halt(self, action: &Action) -> Halt {
-        match self {
-            Self::Engine(error) => of_engine(&error, Some(action)),
-            Self::Halt(halt) => halt,
-        }
-    }
-}
-
-enum CommandFault {
-    Exit { exit: Exit, words: String, tail: String },
-    Engine { error: EngineError, tail: String },
-}
-
-impl CommandFault {
-    fn into_halt(self, action: &Action) -> Halt {
-        match self {
-            Self::Engine { error, tail } => of_engine(&error, Some(action))
-                .map(|failure| if tail.is_empty() { failure } else { failure.with_log_tail(&tail) }),
-            Self::Exit { exit, words, tail } => {
-                let code = exit.code;
-                let mut failure = if exit.out_of_memory {
-                    let message = format!(
-                        "the command '{words}' ended with code {code} because memory ran out; raise the build's memory limit"
-                    );
-                    Failure::new(FailureClass::OutOfMemory, reason::OUT_OF_MEMORY, message)
-                } else {
-                    let message = format!("the command '{words}' returned a non-zero code: {code}");
-                    Failure::new(FailureClass::User, reason::STEP_FAILED, message)
-                };
-                failure.exit_code = Some(code);
-                failure.with_log_tail(&tail).into()
-            }
-        }
-    }
-}
-
-/// A name can only be looked up where there are files; BuildKit fails on an empty image as well.
-fn check_owner(lowers: &[String], chown: &str) -> Result<(), Halt> {
-    if !lowers.is_empty() || chown.bytes().all(|b| b.is_ascii_digit() || b == b':') {
-        return Ok(());
-    }
-    let message =
-        format!("--chown={chown}: an empty image has no /etc/passwd to look names up in; write numbers");
-    Err(Failure::new(FailureClass::User, reason::NOT_FOUND, message).into())
-}
-
-/// Hands a command's output, without the build's secrets, to the log and keeps its end.
-struct StepOutput<'a> {
-    log: &'a mut dyn Log,
-    redactor: Redactor,
-    tail: Vec<u8>,
-}
-
-impl Output for StepOutput<'_> {
-    fn write(&mut self, bytes: &[u8]) {
-        let bytes = self.redactor.take(bytes);
-        self.show(&bytes);
-    }
-}
-
-impl StepOutput<'_> {
-    /// The command has ended.
-    fn finish(&mut self) {
-        let bytes = self.redactor.finish();
-        self.show(&bytes);
-    }
-
-    fn show(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        self.log.entry(Entry::Output { bytes });
-        self.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
-        if self.tail.len() > 2 * TAIL {
-            self.tail.drain(..self.tail.len() - TAIL);
-        }
     }
 }
 
 /// sha256 over fields, each with its length in front.
-fn digest(fields: &[&str]) -> String {
+pub(super) fn digest(fields: &[&str]) -> String {
     let mut sum = Sha256::new();
     for field in fields {
         sum.update((field.len() as u64).to_be_bytes());

@@ -20,25 +20,38 @@ struct Rig {
     stop: Stop,
     log: FakeLog,
     args: BTreeMap<String, String>,
+    cache: bool,
+}
+
+/// The plan of a Dockerfile.
+pub(super) fn plan(text: &str) -> Plan {
+    plan_with(text, &BTreeMap::new())
+}
+
+/// The same with build arguments.
+pub(super) fn plan_with(text: &str, args: &BTreeMap<String, String>) -> Plan {
+    plan_by(text, args, &FakeCourier::default()).unwrap()
+}
+
+fn plan_by(text: &str, args: &BTreeMap<String, String>, courier: &FakeCourier) -> Result<Plan, Halt> {
+    let file = Dockerfile::parse(text.as_bytes()).unwrap();
+    let target = Target {
+        platform: "linux/amd64",
+        machine: "linux/amd64",
+        stage: None,
+        args,
+        contexts: &BTreeMap::new(),
+        entitlements: &[],
+    };
+    let outline = Outline::new(&file, None, target).unwrap();
+    let images = resolve(outline.images(), "Dockerfile", courier)?;
+    let lint = Lint { check: &Check::default(), ignore: &IgnoreFile::default(), found: &RefCell::default() };
+    Ok(outline.plan(&images, lint).unwrap())
 }
 
 impl Rig {
     fn build(&mut self, text: &str) -> Result<Committed, Failure> {
-        let file = Dockerfile::parse(text.as_bytes()).unwrap();
-        let target = Target {
-            platform: "linux/amd64",
-            machine: "linux/amd64",
-            stage: None,
-            args: &self.args,
-            contexts: &BTreeMap::new(),
-            entitlements: &[],
-        };
-        let outline = Outline::new(&file, None, target).unwrap();
-        let images = resolve(outline.images(), "Dockerfile", &self.courier)
-            .map_err(|halt| halt.into_failure(&self.stop))?;
-        let lint =
-            Lint { check: &Check::default(), ignore: &IgnoreFile::default(), found: &RefCell::default() };
-        let plan = outline.plan(&images, lint).unwrap();
+        let plan = plan_by(text, &self.args, &self.courier).map_err(|halt| halt.into_failure(&self.stop))?;
         let dir = tempfile::tempdir().unwrap();
         let ticks = AtomicU32::new(0);
         let clock = || format!("2026-01-01T00:00:{:02}Z", ticks.fetch_add(1, Ordering::Relaxed));
@@ -52,7 +65,12 @@ impl Rig {
             spool: dir.path(),
         };
         let labels = BTreeMap::from([("l".to_owned(), "v".to_owned())]);
-        let wishes = Wishes { attempt: "u-1-1", dockerfile: "Dockerfile", labels: &labels };
+        let wishes = Wishes {
+            attempt: "u-1-1",
+            dockerfile: "Dockerfile",
+            labels: &labels,
+            cache: self.cache.then_some(""),
+        };
         let done = solve(&plan, wishes, world, &mut self.log).map_err(|failure| *failure);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left in the spool");
         done
@@ -294,5 +312,7 @@ fn global_arguments_are_steps_too() {
     assert_eq!(rig.log.0[..4], ["Step 1/3 : ARG A=alpine", "---> 12", "Step 2/3 : FROM $A", "---> 12"]);
 }
 
+#[path = "cache_tests.rs"]
+mod cache;
 #[path = "mount_tests.rs"]
 mod mounts;

@@ -9,11 +9,11 @@ use rustix::fs::FileType;
 use super::apply::{Applier, MakeParents};
 use super::archive::unpack_into;
 use super::at::{self, Meta};
-use super::events::{Content, Event, Sink as _};
+use super::events::{Content, Event, Sink};
 use super::pattern::Patterns;
 use super::select::{Ignore, Seen, Source, select};
 use super::source::Walker;
-use super::stream::{StreamWriter, read_stream};
+use super::stream::{StreamWriter, Summer, read_stream};
 use super::walk::{Strict, walk};
 use super::{Ignored, TreeError};
 use crate::engine::{Destination, InlineFile, Owner, Selection};
@@ -62,18 +62,42 @@ pub fn write_context(
     ignore: &dyn Fn(&str, bool) -> Ignored,
     out: File,
 ) -> Result<(), TreeError> {
+    let mut writer = StreamWriter::new(out);
+    walk_context(context, what, ignore, &mut writer)?;
+    writer.finish()
+}
+
+/// A digest over what [`write_context`] would write, without times.
+///
+/// # Errors
+/// As [`write_context`].
+pub fn digest_context(
+    context: BorrowedFd<'_>,
+    what: &Selection,
+    ignore: &dyn Fn(&str, bool) -> Ignored,
+) -> Result<String, TreeError> {
+    let mut sum = Summer::default();
+    walk_context(context, what, ignore, &mut sum)?;
+    Ok(sum.finish())
+}
+
+fn walk_context(
+    context: BorrowedFd<'_>,
+    what: &Selection,
+    ignore: &dyn Fn(&str, bool) -> Ignored,
+    sink: &mut dyn Sink,
+) -> Result<(), TreeError> {
     let missing = |source: &str| {
         let why = if is_excluded(context, source, ignore) { " (excluded by .dockerignore)" } else { "" };
         TreeError::user(format!("COPY source {source:?} not found in the build context{why}"))
     };
     let sources: Vec<Source> = select(context, what, Some(ignore), &missing)?;
     let excludes = Patterns::new(&what.excludes)?;
-    let mut writer = StreamWriter::new(out);
     for source in &sources {
         let root = Some(Owner::default());
-        Walker::new(&mut writer, &excludes, Some(ignore), root).source(source)?;
+        Walker::new(sink, &excludes, Some(ignore), root).source(source)?;
     }
-    writer.finish()
+    Ok(())
 }
 
 /// Unpacks a tar of ours into the empty directory `root`: what another of our processes sent.

@@ -37,7 +37,8 @@ mod walk;
 use std::os::fd::BorrowedFd;
 
 pub use copy::{
-    copy_stream, copy_tree, make_directory, unpack_plain, write_context, write_file, write_inline,
+    copy_stream, copy_tree, digest_context, make_directory, unpack_plain, write_context, write_file,
+    write_inline,
 };
 pub use diff::diff;
 pub use error::TreeError;

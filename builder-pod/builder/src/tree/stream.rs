@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
+use sha2::{Digest as _, Sha256};
+
 use super::TreeError;
 use super::at::{MAX_PATH, Meta};
 use super::events::{Content, Event, Sink, Why};
@@ -55,6 +57,56 @@ impl Sink for StreamWriter {
             return Err(TreeError::user(format!(
                 "{name:?} had {size} bytes and then {sent}: the build context changed while it was read"
             )));
+        }
+        Ok(())
+    }
+}
+
+/// Hashes events as [`StreamWriter`] writes them, but without times.
+#[derive(Default)]
+pub(super) struct Summer {
+    sum: Sha256,
+    buffer: Vec<u8>,
+}
+
+impl Summer {
+    /// The digest, in hexadecimal digits.
+    pub fn finish(self) -> String {
+        hex::encode(self.sum.finalize())
+    }
+}
+
+impl Sink for Summer {
+    fn event(&mut self, event: &Event, content: Content<'_>) -> Result<(), TreeError> {
+        let mut event = event.clone();
+        if let Event::Source { directory: Some(meta), .. }
+        | Event::Directory { meta, .. }
+        | Event::File { meta, .. }
+        | Event::Symlink { meta, .. }
+        | Event::Fifo { meta, .. } = &mut event
+        {
+            meta.mtime = (0, 0);
+        }
+        let bytes = encode(&event);
+        self.sum.update((bytes.len() as u64).to_le_bytes());
+        self.sum.update(&bytes);
+        let Event::File { name, size, .. } = &event else { return Ok(()) };
+        let from: &mut dyn Read = match content {
+            Content::File(file) => file,
+            Content::Stream(stream) => stream,
+            Content::None => &mut io::empty(),
+        };
+        self.buffer.resize(256 << 10, 0);
+        let mut left = *size;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let read = from.read(&mut self.buffer[..most]).map_err(|e| TreeError::io("reading", name, e))?;
+            if read == 0 {
+                let name = String::from_utf8_lossy(name);
+                return Err(TreeError::user(format!("{name:?} became shorter while it was read")));
+            }
+            self.sum.update(&self.buffer[..read]);
+            left -= read as u64;
         }
         Ok(())
     }

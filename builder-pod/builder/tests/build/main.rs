@@ -95,6 +95,7 @@ fn run(dir: &Path, files: &[(&str, &str)], args: &[(&str, &str)]) -> Result<Ende
         timeout_seconds: 300,
         registries: Registries::default(),
         policy: kiln_contract::policy::Policy::default(),
+        cache: None,
     };
     let socket = dir.join("socket");
     let courier = courier::Courier::start(&socket, &dir.join("bases"), &dir.join("out"))?;
@@ -104,6 +105,7 @@ fn run(dir: &Path, files: &[(&str, &str)], args: &[(&str, &str)]) -> Result<Ende
         socket: &socket,
         work_dir: &work,
         stop: &Stop::default(),
+        alike: "",
         start_engine: &|work, isolation| {
             Ok(Arc::new(LocalEngine::start(work, isolation, Options::default())?) as Arc<dyn Engine>)
         },

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_contract::Descriptor;
 use kiln_contract::call::Stored;
@@ -31,13 +32,14 @@ impl Layout {
         Ok(Self { dir })
     }
 
-    fn blob(&self, digest: &str) -> PathBuf {
+    /// Where a blob is, or would be.
+    pub fn path(&self, digest: &str) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
     }
 
     /// Whether the blob is there.
     pub fn has(&self, digest: &str) -> bool {
-        self.blob(digest).is_file()
+        self.path(digest).is_file()
     }
 
     /// A file to write a blob into, and its path; [`Layout::keep`] gives it its name.
@@ -45,7 +47,11 @@ impl Layout {
     /// # Errors
     /// The file system's.
     pub fn partial(&self, digest: &str) -> io::Result<(File, PathBuf)> {
-        let path = self.dir.join("blobs").join(format!("partial-{}", digest.trim_start_matches("sha256:")));
+        // One blob may be written twice at a time: two steps may have the same layer.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let digest = digest.trim_start_matches("sha256:");
+        let path = self.dir.join("blobs").join(format!("partial-{number}-{digest}"));
         Ok((File::create(&path)?, path))
     }
 
@@ -54,7 +60,7 @@ impl Layout {
     /// # Errors
     /// The file system's.
     pub fn keep(&self, partial: &Path, digest: &str) -> io::Result<()> {
-        fs::rename(partial, self.blob(digest))
+        fs::rename(partial, self.path(digest))
     }
 
     /// Writes a small blob.
@@ -170,8 +176,9 @@ mod tests {
         assert_eq!(layout.copy(&blob, &source).expect("there"), Stored::Present);
         let wrong = Descriptor { digest: crate::manifest::digest(b"other"), ..blob };
         assert!(layout.copy(&wrong, &source).is_err());
-        fs::remove_file(dir.path().join("l/blobs").join(format!("partial-{}", &wrong.digest[7..])))
-            .expect("removed");
+        let partial = fs::read_dir(dir.path().join("l/blobs")).expect("listed").flatten();
+        let partial = partial.map(|entry| entry.path()).find(|path| path.is_file()).expect("what was begun");
+        fs::remove_file(partial).expect("removed");
         layout.finish(&digest, 5, &["host:5000/a/b:v1".to_owned()]).expect("finished");
         let file = dir.path().join("out.tar");
         layout.archive(&file).expect("archived");
@@ -185,5 +192,18 @@ mod tests {
             }
         }
         assert!(index.contains("\"host:5000/a/b:v1\"") && index.contains("\"v1\""), "{index}");
+    }
+
+    #[test]
+    fn a_blob_may_be_written_twice_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::create(dir.path().join("l")).expect("made");
+        let digest = crate::manifest::digest(b"hello");
+        let mut begun: Vec<_> = (0..2).map(|_| layout.partial(&digest).expect("begun")).collect();
+        for (file, path) in &mut begun {
+            file.write_all(b"hello").expect("written");
+            layout.keep(path, &digest).expect("kept");
+        }
+        assert_eq!(fs::read(layout.path(&digest)).expect("there"), b"hello");
     }
 }

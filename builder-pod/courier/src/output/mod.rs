@@ -48,7 +48,7 @@ pub enum Bytestream {
     Base(ImageName),
 }
 
-fn blob_of(descriptor: &Descriptor) -> Blob {
+pub(crate) fn blob_of(descriptor: &Descriptor) -> Blob {
     Blob {
         media_type: descriptor.media_type.clone(),
         digest: descriptor.digest.clone(),
@@ -136,6 +136,20 @@ impl Target {
         }
     }
 
+    /// Where the bytes of a blob are that was put there.
+    ///
+    /// # Errors
+    /// The layout's file can't be opened.
+    pub fn origin(&self, digest: &str) -> Result<Origin, Failure> {
+        match self {
+            Self::Registry { names, .. } => match names.first() {
+                Some(name) => Ok(Origin::Repository(name.clone())),
+                None => Err(crate::failure::internal("no output name")),
+            },
+            Self::Layout { layout, .. } => crate::cache::file_origin(&layout.path(digest)),
+        }
+    }
+
     /// Puts config and manifest there; the manifest by digest only.
     ///
     /// # Errors
@@ -160,7 +174,7 @@ impl Target {
     }
 }
 
-fn stored(put: Put) -> Stored {
+pub(crate) fn stored(put: Put) -> Stored {
     match put {
         Put::Present => Stored::Present,
         Put::Mounted => Stored::Mounted,

@@ -104,6 +104,7 @@ fn artifacts_of_flux_and_oras_and_images() {
         timeout_seconds: 0,
         registries: Registries { mirrors: vec![], insecure: vec![host.clone()] },
         policy: kiln_contract::policy::Policy::default(),
+        cache: None,
     };
     let options = Options {
         request,

@@ -1,0 +1,121 @@
+//! Layers of entries on their way in: each is downloaded and unpacked into a tree of its own, as a base's layer is, and
+//! checked against the entry. One that does not hold is as good as not there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+
+use super::At;
+use super::lookup::Hits;
+use crate::courier::Cached;
+use crate::engine::Unpacked;
+use crate::solve::bases::{TICK, Wanted, fetch};
+use crate::solve::failure::{Halt, internal};
+use crate::solve::shared::Shared;
+
+/// Layers on their way at a time.
+const AT_A_TIME: usize = 2;
+
+/// The layers of a build.
+pub(in crate::solve) struct Pulls {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    todo: VecDeque<(At, Cached)>,
+    /// `None` while it is on its way; then the tree, or what is wrong.
+    known: BTreeMap<At, Option<Result<Unpacked, String>>>,
+}
+
+impl Pulls {
+    /// Those of `wanted` that are among `hits`, in the order of the plan.
+    pub fn new<'a>(hits: &Hits, wanted: impl IntoIterator<Item = &'a At>) -> Self {
+        let todo = wanted.into_iter().filter_map(|at| Some((*at, hits.get(at)?.clone()))).collect();
+        let state = State { todo, known: BTreeMap::new() };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the downloads.
+    pub fn start<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        shared: &'scope Shared<'scope>,
+    ) -> Result<(), Halt> {
+        let threads = AT_A_TIME.min(self.lock().todo.len());
+        for _ in 0..threads {
+            std::thread::Builder::new()
+                .name("cached".into())
+                .spawn_scoped(scope, || self.work(shared))
+                .map_err(|e| internal(format!("starting a thread: {e}")))?;
+        }
+        Ok(())
+    }
+
+    fn work(&self, shared: &Shared<'_>) {
+        while shared.check().is_ok() {
+            let Some((at, hit)) = self.next() else { return };
+            self.pull(shared, at, &hit);
+        }
+    }
+
+    fn next(&self) -> Option<(At, Cached)> {
+        let mut state = self.lock();
+        loop {
+            let (at, hit) = state.todo.pop_front()?;
+            if let std::collections::btree_map::Entry::Vacant(entry) = state.known.entry(at) {
+                entry.insert(None);
+                return Some((at, hit));
+            }
+        }
+    }
+
+    fn pull(&self, shared: &Shared<'_>, at: At, hit: &Cached) {
+        let named = format!("the cache entry {}", hit.image);
+        let wanted = Wanted {
+            image: &hit.image,
+            named: &named,
+            blob: &hit.entry.layer,
+            diff_id: &hit.entry.diff_id,
+            tree: tree(at),
+        };
+        let result = fetch(shared, &wanted).map_err(|halt| match halt {
+            Halt::Failed(failure) => failure.message,
+            Halt::Stopped => "the build was told to stop".to_owned(),
+        });
+        self.lock().known.insert(at, Some(result));
+        self.changed.notify_all();
+    }
+
+    /// Waits for a layer; fetches it itself where nobody has begun. The inner error says what is wrong with the entry.
+    pub fn take(
+        &self,
+        shared: &Shared<'_>,
+        at: At,
+        hit: &Cached,
+    ) -> Result<Result<(String, Unpacked), String>, Halt> {
+        let mut state = self.lock();
+        if let std::collections::btree_map::Entry::Vacant(entry) = state.known.entry(at) {
+            entry.insert(None);
+            drop(state);
+            self.pull(shared, at, hit);
+            state = self.lock();
+        }
+        loop {
+            shared.check()?;
+            if let Some(Some(result)) = state.known.get(&at) {
+                return Ok(result.clone().map(|unpacked| (tree(at), unpacked)));
+            }
+            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn tree((stage, op): At) -> String {
+    format!("c{stage}-{op}")
+}
