@@ -1,0 +1,196 @@
+"""Kiln, BuildKit and Buildah: how each is started and told to build and push, and which version it is.
+
+Every builder runs as root with its state on the file system of the run, and steps use this namespace's network, which is loopback
+alone. A setting is a name that workloads.py gives; the default one is ""."""
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+from registry import HOST
+
+START_SECONDS = 60
+
+
+@dataclasses.dataclass
+class Job:
+    """One build: `cache` is a repository for the registry cache, which `fill` says to write for the first time."""
+    context: str
+    dockerfile: str
+    image: str
+    setting: str = ""
+    cache: str = None
+    fill: bool = False
+
+
+class Builder:
+    """What all have. `state` is a directory on the fresh file system of the run."""
+    name, programs = "", frozenset()
+
+    def __init__(self, tools):
+        self.tools, self.state = tools, None
+
+    def missing(self):
+        """Why this builder can't be measured, or None."""
+        return None
+
+    def cannot(self, workload):
+        """Why this builder can't be measured with this workload, or None."""
+        return None
+
+    def knows(self, setting):
+        """Whether this version has a setting."""
+        return True
+
+    def start(self, state):
+        """Prepares the state, and starts the daemon where there is one: processes whose times are not the client's."""
+        self.state = state
+        for name in ("home", "tmp", "run"):
+            os.makedirs(os.path.join(state, name))
+        return []
+
+    def stop(self):
+        pass
+
+    def environment(self):
+        # Without the caller's proxies and SOURCE_DATE_EPOCH, which builders would hand on as build arguments.
+        return {"PATH": os.environ["PATH"], "HOME": self.path("home"), "TMPDIR": self.path("tmp"), "LANG": "C.UTF-8",
+                "XDG_RUNTIME_DIR": self.path("run")}
+
+    def shown(self, job):
+        """The commands as text, for the report: without this run's directory."""
+        return [" ".join(words).replace(self.state, "STATE").replace(os.path.dirname(job.context), "CONTEXTS")
+                for words in self.commands(job)]
+
+    def path(self, *names):
+        return os.path.join(self.state, *names)
+
+
+def output(*words):
+    """What a command prints; empty where it fails."""
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class Kiln(Builder):
+    """`kiln build`: the courier and the builder in one process tree, no daemon."""
+    name, programs = "kiln", frozenset({"kiln", "kiln-builder", "kiln-courier"})
+
+    def __init__(self, tools):
+        super().__init__(tools)
+        self.help = output(tools.kiln, "build", "--help")
+
+    def missing(self):
+        return None if self.help else "%s can't be run; scripts/dist builds it" % self.tools.kiln
+
+    def cannot(self, workload):
+        if workload.filled_by and not re.search(r"^\s+--cache[ =]", self.help, re.M):
+            return "no cache yet: not measured"
+        return None
+
+    def knows(self, setting):
+        return not setting or "compression" in self.help
+
+    def version(self):
+        return "%s, %s" % (output(self.tools.kiln, "--version"), self.tools.kiln_commit)
+
+    def start(self, state):
+        super().start(state)
+        os.makedirs(self.path("work"))
+        with open(self.path("registries.yaml"), "w", encoding="utf-8") as file:
+            json.dump({"insecure": [HOST]}, file)
+        return []
+
+    def commands(self, job):
+        kind = "type=registry" + (",compression=zstd" if job.setting == "zstd" else "")
+        words = [self.tools.kiln, "build", "--file", os.path.join(job.context, job.dockerfile), "--tag", job.image, "--output", kind,
+                 "--registry-config", self.path("registries.yaml"), "--work-dir", self.path("work")]
+        if job.cache:
+            words += ["--cache", job.cache]
+        return [words + [job.context]]
+
+
+class BuildKit(Builder):
+    """buildkitd with runc, its daemon already up, and buildctl. As root: a lower bound for the rootless mode."""
+    name, programs = "buildkit", frozenset({"buildkitd", "buildctl", "runc", "unpigz", "pigz"})
+    SETTINGS = {"": "", "import only": "", "level 1": ",compression-level=1,force-compression=false", "zstd": ",compression=zstd"}
+
+    def version(self):
+        found = re.search(r"\bv?(\d+\.\d+\.\d+\S*)", self.tools.buildkit_version)
+        return "BuildKit %s from its Go module, %s" % (found.group(1) if found else "of unknown version",
+                                                        output(self.tools.runc, "--version").splitlines()[0])
+
+    def start(self, state):
+        super().start(state)
+        settings = self.path("buildkitd.toml")
+        with open(settings, "w", encoding="utf-8") as file:
+            # A string and a list are the same in TOML and JSON. Without `enabled` the worker is left out where runc is not in PATH.
+            file.write('root = %s\n[worker.containerd]\nenabled = false\n[worker.oci]\nenabled = true\nbinary = %s\n'
+                       'snapshotter = "overlayfs"\nnetworkMode = "host"\ngc = false\n[registry.%s]\nhttp = true\n' %
+                       (json.dumps(self.path("buildkit")), json.dumps(self.tools.runc), json.dumps(HOST)))
+        self.address = "unix://" + self.path("run", "buildkitd.sock")
+        self.log = self.path("buildkitd.log")
+        with open(self.log, "wb") as log:
+            self.daemon = subprocess.Popen([os.path.join(self.tools.buildkit, "buildkitd"), "--config", settings, "--addr", self.address],
+                                           stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment())
+        until = time.monotonic() + START_SECONDS
+        while "linux/amd64" not in output(self.buildctl, "--addr", self.address, "--timeout", "2", "debug", "workers"):
+            if self.daemon.poll() is not None or time.monotonic() > until:
+                with open(self.log, encoding="utf-8", errors="replace") as file:
+                    raise RuntimeError("buildkitd did not get ready; its log ends:\n" + file.read()[-2000:])
+            time.sleep(0.01)
+        return [self.daemon.pid]
+
+    @property
+    def buildctl(self):
+        return os.path.join(self.tools.buildkit, "buildctl")
+
+    def stop(self):
+        self.daemon.send_signal(signal.SIGTERM)
+        try:
+            self.daemon.wait(10)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            self.daemon.wait()
+
+    def commands(self, job):
+        words = [self.buildctl, "--addr", self.address, "build", "--progress", "plain", "--frontend", "dockerfile.v0",
+                 "--local", "context=" + job.context, "--local", "dockerfile=" + job.context, "--opt", "filename=" + job.dockerfile,
+                 "--output", "type=image,name=%s,push=true,registry.insecure=true,oci-mediatypes=true%s" %
+                 (job.image, self.SETTINGS[job.setting])]
+        if job.cache and not job.fill:
+            words += ["--import-cache", "type=registry,ref=%s:cache,registry.insecure=true" % job.cache]
+        if job.cache and job.setting != "import only":
+            words += ["--export-cache", "type=registry,ref=%s:cache,mode=max,image-manifest=true,oci-mediatypes=true,"
+                      "registry.insecure=true" % job.cache]
+        return [words]
+
+
+class Buildah(Builder):
+    """`buildah build` and `buildah push`."""
+    name, programs = "buildah", frozenset({"buildah"})
+
+    def missing(self):
+        return None if self.tools.buildah else "buildah was not found in PATH; Debian has it"
+
+    def version(self):
+        return output(self.tools.buildah, "--version")
+
+    def environment(self):
+        return {**super().environment(), "BUILDAH_ISOLATION": "chroot", "XDG_DATA_HOME": self.path("home")}
+
+    def commands(self, job):
+        words = [self.tools.buildah, "--root", self.path("storage"), "--runroot", self.path("run", "storage"), "--storage-driver", "overlay"]
+        build = ["build", "--layers", "--format=oci", "--jobs=%d" % os.cpu_count(), "--network=host", "--tls-verify=false",
+                 # It raises these for each RUN, and fails where it may not.
+                 "--ulimit=nproc=32768:32768", "-f", os.path.join(job.context, job.dockerfile), "-t", job.image]
+        if job.cache:
+            build += ["--cache-to", job.cache] + ([] if job.fill else ["--cache-from", job.cache])
+        push = ["push", "--tls-verify=false"] + (["--compression-format", "zstd"] if job.setting == "zstd" else [])
+        return [words + build + [job.context], words + push + [job.image]]
+
+
+ALL = {each.name: each for each in (Kiln, BuildKit, Buildah)}

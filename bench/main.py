@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Runs the bench: each workload with each builder, alternating, in several rounds. `scripts/bench` calls it twice: to prepare, with
+the network, and to measure, in namespaces of its own, where it is the first process and loopback is all the network."""
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+
+import bases
+import builders
+import contexts
+import kaniko
+import measure
+import report
+import workloads
+from builders import Job
+from registry import HOST, Registry, copy_storage
+from state import State, call
+
+
+BUILDERS = {**builders.ALL, "kaniko": kaniko.Kaniko}
+
+
+class Bench:
+    """One call. `memory` is on tmpfs, `disk` a directory on the machine's disk for the image files of states."""
+
+    def __init__(self, options):
+        self.options = options
+        self.memory = os.path.join(options.work, "memory")
+        self.state = os.path.join(options.work, "state")
+        self.results = []
+
+    def mounts(self):
+        os.makedirs(self.memory, exist_ok=True)
+        call("mount", "-t", "tmpfs", "-o", "size=90%,mode=0755", "tmpfs", self.memory)
+
+    def seeded(self, workload):
+        """A registry storage with the bases of a workload."""
+        seed = os.path.join(self.memory, "seed-" + workload.name)
+        if not os.path.exists(seed):
+            with Registry(self.options.registry, seed, self.memory) as registry:
+                for name in workload.bases:
+                    registry.put_image("bases/" + name, "1", bases.make(name, self.options.store, self.options.cluster, self.options.scale))
+        return seed
+
+    def context(self, name):
+        return contexts.make(name, self.options.store, self.options.scale)
+
+    def measured(self, workload, builder, setting, seed, number, fill=False):
+        """One run: its figures, or None and why it failed."""
+        storage = os.path.join(self.memory, "storage")
+        name = "-".join([workload.name, builder.name, setting.replace(" ", "-") or "default", "fill" if fill else str(number)])
+        log = os.path.join(self.options.out, "logs", name + ".log")
+        image, cache = HOST + "/built/%s:1" % workload.name.lower(), HOST + "/cache" if workload.filled_by else None
+        context, dockerfile = workload.filled_by if fill else (workload.context, workload.dockerfile)
+        job = Job(self.context(context), dockerfile, image, setting, cache, fill)
+        if fill:
+            storage = seed
+        else:
+            copy_storage(seed, storage)
+        try:
+            with Registry(self.options.registry, storage, self.memory) as registry, State(self.state, self.options.disk) as place:
+                began = time.monotonic()
+                daemons = builder.start(place)
+                start = time.monotonic() - began if daemons else 0.0
+                try:
+                    commands = builder.shown(job)
+                    os.sync()
+                    figures = measure.run(builder.commands(job), builder.environment(), place, log, builder.programs, registry,
+                                          daemons, workload.timeout)
+                finally:
+                    builder.stop()
+                    measure.end_all({registry.pid})
+                figures.update({"workload": workload.name, "builder": builder.name, "setting": setting, "round": number,
+                                "daemon_start": start, **report.image_of(registry, image, workload)})
+                figures["command"] = commands
+                return figures
+        finally:
+            if not fill:
+                shutil.rmtree(storage, ignore_errors=True)
+
+    def workload(self, workload, contenders, rounds):
+        """All rounds of a workload; the order is another one in each."""
+        print("\n%s  %s" % (workload.name, workload.what), flush=True)
+        seeds, left = {}, []
+        common = self.seeded(workload)
+        for builder, setting in contenders:
+            why = builder.cannot(workload)
+            if why:
+                print("  %-22s %s" % (report.label(builder.name, setting), why), flush=True)
+                self.results.append({"workload": workload.name, "builder": builder.name, "setting": setting, "not_measured": why})
+                continue
+            left.append((builder, setting))
+            if workload.filled_by and builder.name not in seeds:
+                seeds[builder.name] = os.path.join(self.memory, "seed-%s-%s" % (workload.name, builder.name))
+                copy_storage(common, seeds[builder.name])
+                self.measured(workload, builder, "", seeds[builder.name], 0, fill=True)
+        warm(self.context(workload.context))
+        for number in range(rounds):
+            turn = number % max(1, len(left))
+            for builder, setting in left[turn:] + left[:turn]:
+                try:
+                    figures = self.measured(workload, builder, setting, seeds.get(builder.name, common), number)
+                except measure.Failed as error:
+                    figures = {"workload": workload.name, "builder": builder.name, "setting": setting, "round": number, "failed": str(error)}
+                self.results.append(figures)
+                print(report.line(figures), flush=True)
+        for seed in [common, *seeds.values()]:
+            shutil.rmtree(seed, ignore_errors=True)
+
+
+def warm(folder):
+    """Reads a context, so that it is in the page cache for the first builder as for the last."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as file:
+                while file.read(1 << 20):
+                    pass
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=["prepare", "measure"])
+    for name in ("store", "cluster", "kiln", "kiln-commit", "buildkit", "buildkit-version", "runc", "buildah", "kaniko", "registry", "out", "work", "disk"):
+        parser.add_argument("--" + name, default="")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--builders", default="")
+    parser.add_argument("--write-docs", default="", help="a folder docs/ to write performance.md into")
+    parser.add_argument("workloads", nargs="*")
+    options = parser.parse_intermixed_args()
+    unknown = [name for name in options.workloads if name not in workloads.NAMES]
+    if unknown:
+        sys.exit("bench: unknown workload %s; known are %s" % (", ".join(unknown), ", ".join(workloads.NAMES)))
+    chosen = [name for name in re.split(r"[ ,]+", options.builders) if name] or list(BUILDERS)
+    unknown = [name for name in chosen if name not in BUILDERS]
+    if unknown:
+        sys.exit("bench: unknown builder %s; known are %s" % (", ".join(unknown), ", ".join(BUILDERS)))
+    options.builders = chosen
+    return options
+
+
+def prepare(options, chosen):
+    """What needs the network, or time: bases and contexts."""
+    for workload in chosen:
+        for name in workload.bases:
+            bases.make(name, options.store, options.cluster, options.scale)
+        for name in dict.fromkeys([workload.context, *(workload.filled_by or ())[:1]]):
+            contexts.make(name, options.store, options.scale)
+
+
+def main():
+    options = arguments()
+    os.umask(0o022)
+    chosen = [each for each in workloads.ALL if not options.workloads or each.name in options.workloads]
+    if options.phase == "prepare":
+        prepare(options, chosen)
+        return
+    if os.getpid() != 1:
+        sys.exit("bench: measuring needs a pid namespace of its own; use scripts/bench")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    os.makedirs(os.path.join(options.out, "logs"), exist_ok=True)
+    bench, there, absent = Bench(options), [], {}
+    bench.mounts()
+    for name in options.builders:
+        builder = BUILDERS[name](options)
+        why = builder.missing()
+        if why:
+            absent[name] = why
+            print("bench: %s is not measured: %s" % (name, why), flush=True)
+        else:
+            there.append(builder)
+            print("bench: %s is %s" % (name, builder.version()), flush=True)
+    for workload in chosen:
+        contenders = [(builder, setting) for builder in there for setting in ["", *workload.settings.get(builder.name, [])]
+                      if builder.knows(setting)]
+        bench.workload(workload, contenders, options.rounds)
+        report.write(bench.results, there, absent, options)
+    print(report.tables(bench.results))
+    sys.exit(1 if any("failed" in each for each in bench.results) else 0)
+
+
+if __name__ == "__main__":
+    main()
