@@ -28,7 +28,7 @@ class Job:
 
 class Builder:
     """What all have. `state` is a directory on the fresh file system of the run."""
-    name, programs = "", frozenset()
+    name, programs, has_daemon = "", frozenset(), False
 
     def __init__(self, tools):
         self.tools, self.state = tools, None
@@ -46,7 +46,7 @@ class Builder:
         return True
 
     def start(self, state):
-        """Prepares the state, and starts the daemon where there is one: processes whose times are not the client's."""
+        """Prepares the state, and starts what the commands need; gives the processes that run beside them."""
         self.state = state
         for name in ("home", "tmp", "run"):
             os.makedirs(os.path.join(state, name))
@@ -116,6 +116,7 @@ class Kiln(Builder):
 class BuildKit(Builder):
     """buildkitd with runc, its daemon already up, and buildctl. As root: a lower bound for the rootless mode."""
     name, programs = "buildkit", frozenset({"buildkitd", "buildctl", "runc", "unpigz", "pigz"})
+    has_daemon = True
     SETTINGS = {"": "", "import only": "", "level 1": ",compression-level=1,force-compression=false", "zstd": ",compression=zstd"}
 
     def version(self):
@@ -170,20 +171,55 @@ class BuildKit(Builder):
 
 
 class Buildah(Builder):
-    """`buildah build` and `buildah push`."""
+    """`buildah build` and `buildah push`, where there is one in a Debian of a newer suite in a mount namespace of its own."""
     name, programs = "buildah", frozenset({"buildah"})
+    # The root of the namespace is that Debian under a layer in memory; state and contexts are where they are outside.
+    ENTER = """set -e
+mkdir -p "$2" && mount -t tmpfs tmpfs "$2" && mkdir "$2/upper" "$2/work" "$2/root"
+mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
+cd "$2/root"
+for place in "$3" "$4" /dev /sys /proc; do mkdir -p "./$place" && mount --rbind "$place" "./$place"; done
+busybox=$(command -v busybox)
+mkdir -p old && pivot_root . old && "/old$busybox" umount -l /old && echo ready && exec sleep infinity
+"""
 
     def missing(self):
-        return None if self.tools.buildah else "buildah was not found in PATH; Debian has it"
+        return None if self.tools.buildah_root or self.tools.buildah else "buildah was not found in PATH; Debian has it"
+
+    @property
+    def program(self):
+        return "/usr/bin/buildah" if self.tools.buildah_root else self.tools.buildah
 
     def version(self):
-        return output(self.tools.buildah, "--version")
+        root = self.tools.buildah_root
+        if not root:
+            return output(self.program, "--version") + ", of this machine's Debian"
+        return "%s, of Debian %s" % (output("chroot", root, self.program, "--version").splitlines()[-1], os.path.basename(root).split("-")[1])
+
+    def start(self, state):
+        super().start(state)
+        self.enter, self.holder = [], None
+        if not self.tools.buildah_root:
+            return []
+        self.holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", self.ENTER, "enter", self.tools.buildah_root,
+                                        os.path.join(self.tools.work, "buildah"), state, self.tools.store],
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        if self.holder.stdout.readline() != b"ready\n":
+            raise RuntimeError("could not enter the Debian that Buildah is in")
+        self.enter = ["nsenter", "--mount=/proc/%d/ns/mnt" % self.holder.pid]
+        return [self.holder.pid]
+
+    def stop(self):
+        if self.holder:
+            self.holder.kill()
+            self.holder.wait()
 
     def environment(self):
         return {**super().environment(), "BUILDAH_ISOLATION": "chroot", "XDG_DATA_HOME": self.path("home")}
 
     def commands(self, job):
-        words = [self.tools.buildah, "--root", self.path("storage"), "--runroot", self.path("run", "storage"), "--storage-driver", "overlay"]
+        words = self.enter + [self.program, "--root", self.path("storage"), "--runroot", self.path("run", "storage"),
+                              "--storage-driver", "overlay"]
         build = ["build", "--layers", "--format=oci", "--jobs=%d" % os.cpu_count(), "--network=host", "--tls-verify=false",
                  # It raises these for each RUN, and fails where it may not.
                  "--ulimit=nproc=32768:32768", "-f", os.path.join(job.context, job.dockerfile), "-t", job.image]
