@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -37,13 +38,9 @@ class Builder:
         """Why this builder can't be measured, or None."""
         return None
 
-    def cannot(self, workload):
-        """Why this builder can't be measured with this workload, or None."""
+    def cannot(self, workload, setting):
+        """Why this builder can't be measured with this workload in this setting, or None."""
         return None
-
-    def knows(self, setting):
-        """Whether this version has a setting."""
-        return True
 
     def start(self, state):
         """Prepares the state, and starts what the commands need; gives the processes that run beside them."""
@@ -86,13 +83,12 @@ class Kiln(Builder):
     def missing(self):
         return None if self.help else "%s can't be run; scripts/dist builds it" % self.tools.kiln
 
-    def cannot(self, workload):
+    def cannot(self, workload, setting):
+        if setting and "compression" not in self.help:
+            return "no output in %s yet: not measured" % setting
         if workload.filled_by and not re.search(r"^\s+--cache[ =]", self.help, re.M):
             return "no cache yet: not measured"
         return None
-
-    def knows(self, setting):
-        return not setting or "compression" in self.help
 
     def version(self):
         return "%s, %s" % (output(self.tools.kiln, "--version"), self.tools.kiln_commit)
@@ -221,12 +217,19 @@ mkdir -p old && pivot_root . old && "/old$busybox" umount -l /old && echo ready 
         words = self.enter + [self.program, "--root", self.path("storage"), "--runroot", self.path("run", "storage"),
                               "--storage-driver", "overlay"]
         build = ["build", "--layers", "--format=oci", "--jobs=%d" % os.cpu_count(), "--network=host", "--tls-verify=false",
-                 # It raises these for each RUN, and fails where it may not.
-                 "--ulimit=nproc=32768:32768", "-f", os.path.join(job.context, job.dockerfile), "-t", job.image]
+                 *self.limits(), "-f", os.path.join(job.context, job.dockerfile), "-t", job.image]
         if job.cache:
             build += ["--cache-to", job.cache] + ([] if job.fill else ["--cache-from", job.cache])
         push = ["push", "--tls-verify=false"] + (["--compression-format", "zstd"] if job.setting == "zstd" else [])
         return [words + build + [job.context], words + push + [job.image]]
+
+
+    @staticmethod
+    def limits():
+        """It raises these for each RUN, and fails where it may not: they stay as they are."""
+        kinds = {"nproc": resource.RLIMIT_NPROC, "nofile": resource.RLIMIT_NOFILE}
+        hard = {name: resource.getrlimit(kind)[1] for name, kind in kinds.items()}
+        return ["--ulimit=%s=%d:%d" % (name, most, most) for name, most in hard.items() if most != resource.RLIM_INFINITY]
 
 
 ALL = {each.name: each for each in (Kiln, BuildKit, Buildah)}

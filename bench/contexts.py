@@ -15,7 +15,7 @@ W8_LOOPS = 2500000
 WORK = "n=0; while [ $n -lt %d ]; do n=$((n + 1)); done\n"
 BASE = HOST + "/bases/%s:1"
 # A maker that changes what it makes gets another number here.
-VERSION = 1
+VERSION = 2
 
 
 class Context:
@@ -98,6 +98,7 @@ def w6(context):
 def w7(context):
     context.write("app.conf", data.text(4000, "W7"))
     context.dockerfile("big", "COPY app.conf /srv/app.conf")
+    context.dockerfile("big", "COPY app.conf /srv/other.conf", name="Dockerfile.other")
     context.dockerfile("big", "COPY --link app.conf /srv/app.conf", name="Dockerfile.link")
 
 

@@ -1,5 +1,6 @@
 """Bytes that contexts and bases are made of: noise that no compressor shrinks, and text that gzip shrinks to about 40 %. The same
 seed gives the same bytes everywhere."""
+import itertools
 import random
 
 WORDS = 20000
@@ -17,12 +18,14 @@ def text(size, seed):
     weights = [1 / (n + 2) for n in range(len(letters))]
     words = ["".join(random_.choices(letters, weights, k=random_.randint(2, 11))) for _ in range(WORDS)]
     frequency = [1 / (n + 20) for n in range(WORDS)]
-    parts, length = [], 0
+    frequency = list(itertools.accumulate(frequency))
+    pieces, length = [], 0
     while length < size:
-        line = " ".join(random_.choices(words, frequency, k=12)) + "\n"
-        parts.append(line)
-        length += len(line)
-    return "".join(parts).encode("ascii")[:size]
+        chosen = random_.choices(words, cum_weights=frequency, k=120000)
+        piece = "".join("%s\n" % " ".join(chosen[n:n + 12]) for n in range(0, len(chosen), 12))
+        pieces.append(piece)
+        length += len(piece)
+    return "".join(pieces).encode("ascii")[:size]
 
 
 class Slices:

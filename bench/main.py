@@ -12,6 +12,7 @@ import time
 
 import bases
 import builders
+import check
 import contexts
 import docs
 import kaniko
@@ -34,7 +35,7 @@ class Bench:
         self.options = options
         self.memory = os.path.join(options.work, "memory")
         self.state = os.path.join(options.work, "state")
-        self.results = []
+        self.results, self.layers, self.trees = [], check.Layers(), {}
 
     def mounts(self):
         os.makedirs(self.memory, exist_ok=True)
@@ -80,27 +81,46 @@ class Bench:
                 figures.update({"workload": workload.name, "builder": builder.name, "setting": setting, "round": number,
                                 "daemon_start": start, **report.image_of(registry, image, workload)})
                 figures["command"] = commands
+                if number == 0 and not fill and self.options.check:
+                    self.compare(workload, storage, registry.manifest(*image.partition("/")[2].split(":")), figures)
                 return figures
         finally:
             if not fill:
                 shutil.rmtree(storage, ignore_errors=True)
 
+    def fail(self, workload, builder, setting, number, error):
+        figures = {"workload": workload.name, "builder": builder.name, "setting": setting, "round": number, "failed": str(error)}
+        self.results.append(figures)
+        print(report.line(figures), flush=True)
+
+    def compare(self, workload, storage, manifest, figures):
+        """Holds an image against the first one of its workload."""
+        tree, name = self.layers.tree(storage, manifest), report.label(figures["builder"], figures["setting"])
+        first, expected = self.trees.setdefault(workload.name, (name, tree))
+        found = check.differences(expected, tree)
+        figures.update({"entries": len(tree), "differs_from": first if found else "", "differences": found})
+
     def workload(self, workload, contenders, rounds):
         """All rounds of a workload; the order is another one in each."""
         print("\n%s  %s" % (workload.name, workload.what), flush=True)
-        seeds, left = {}, []
+        seeds, left, broken = {}, [], set()
         common = self.seeded(workload)
         for builder, setting in contenders:
-            why = builder.cannot(workload)
+            why = builder.cannot(workload, setting)
             if why:
                 print("  %-22s %s" % (report.label(builder.name, setting), why), flush=True)
                 self.results.append({"workload": workload.name, "builder": builder.name, "setting": setting, "not_measured": why})
                 continue
-            left.append((builder, setting))
             if workload.filled_by and builder.name not in seeds:
                 seeds[builder.name] = os.path.join(self.memory, "seed-%s-%s" % (workload.name, builder.name))
                 copy_storage(common, seeds[builder.name])
-                self.measured(workload, builder, "", seeds[builder.name], 0, fill=True)
+                try:
+                    self.measured(workload, builder, "", seeds[builder.name], 0, fill=True)
+                except measure.Failed as error:
+                    self.fail(workload, builder, setting, -1, error)
+                    broken.add(builder.name)
+            if builder.name not in broken:
+                left.append((builder, setting))
         warm(self.context(workload.context))
         if workload.name == "W8" and left:
             floor = floor_of(self.context("W8"))
@@ -111,10 +131,11 @@ class Bench:
             for builder, setting in left[turn:] + left[:turn]:
                 try:
                     figures = self.measured(workload, builder, setting, seeds.get(builder.name, common), number)
+                    self.results.append(figures)
+                    print(report.line(figures), flush=True)
                 except measure.Failed as error:
-                    figures = {"workload": workload.name, "builder": builder.name, "setting": setting, "round": number, "failed": str(error)}
-                self.results.append(figures)
-                print(report.line(figures), flush=True)
+                    self.fail(workload, builder, setting, number, error)
+        self.layers, self.trees = check.Layers(), {}
         for seed in [common, *seeds.values()]:
             shutil.rmtree(seed, ignore_errors=True)
 
@@ -157,6 +178,7 @@ def arguments():
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--builders", default="")
+    parser.add_argument("--check", action="store_true", help="compare the images of the first round")
     parser.add_argument("--write-docs", default="", help="a folder docs/ to write performance.md into")
     parser.add_argument("workloads", nargs="*")
     options = parser.parse_intermixed_args()
@@ -204,8 +226,8 @@ def main():
             there.append(builder)
             print("bench: %s is %s" % (name, builder.version()), flush=True)
     for workload in chosen:
-        contenders = [(builder, setting) for builder in there for setting in ["", *workload.settings.get(builder.name, [])]
-                      if builder.knows(setting)]
+        contenders = [(builder, setting) for builder in there
+                      for setting in [""] * workload.default + workload.settings.get(builder.name, [])]
         bench.workload(workload, contenders, options.rounds)
         content = report.write(bench.results, there, absent, options)
         plot.write(content, options.out)

@@ -40,7 +40,8 @@ def line(run):
         return name + "FAILED: " + run["failed"]
     return name + "%8.2f s  CPU %7.2f s  peak %6.1f MiB  sent %7.1f MiB  fetched %7.1f MiB%s" % (
         run["wall"], run["cpu"], run["peak_builder"] / MIB, run["sent"] / MIB, run["fetched"] / MIB,
-        "  disturbed: others took %.2f of a core" % run["others_cores"] if disturbed(run) else "")
+        "  disturbed: others took %.2f of a core" % run["others_cores"] if disturbed(run) else "") + "".join(
+            "\n    differs from the image of %s: %s" % (run["differs_from"], each) for each in run.get("differences", []))
 
 
 def rows(results):

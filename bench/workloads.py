@@ -12,6 +12,8 @@ class Workload:
     bases: tuple
     context: str
     settings: dict = dataclasses.field(default_factory=dict)
+    # Whether the default setting is measured, too.
+    default: bool = True
     dockerfile: str = "Dockerfile"
     # With a registry cache that a build of this Dockerfile and context has filled; None: cold, no cache.
     filled_by: tuple = None
@@ -29,11 +31,15 @@ ALL = [
     Workload("W4", "50 x RUN echo on busybox, cold", ("busybox",), "W4"),
     Workload("W4d", "50 x RUN echo on Debian, cold", ("debian",), "W4", dockerfile="Dockerfile.debian"),
     Workload("W5", "a RUN that writes 1 GiB in 64 files, half noise and half text", ("busybox",), "W5",
-             {"kiln": ["zstd"], "buildkit": ["level 1", "zstd"], "buildah": ["zstd"], "kaniko": ["zstd"]}),
+             {"buildkit": ["level 1"]}),
+    Workload("W5z", "W5 with layers in zstd", ("busybox",), "W5", {each: ["zstd"] for each in ("kiln", "buildkit", "buildah", "kaniko")},
+             default=False),
     Workload("W6", "COPY of 100,000 small files, and a RUN that appends to 100 of them", ("busybox",), "W6",
              {"buildkit": ["level 1"]}),
     Workload("W7", "one file onto a base of 1 GiB, pushed to another repository", ("big",), "W7"),
     Workload("W7l", "the same with COPY --link", ("big",), "W7", dockerfile="Dockerfile.link"),
+    Workload("W7c", "W7 with the registry cache of another image on that base", ("big",), "W7", CACHED,
+             filled_by=("W7", "Dockerfile.other")),
     Workload("W8", "eight stages of some seconds of one core each, merged by COPY --from", ("busybox",), "W8"),
     Workload("W9", "a context of 2 GB in 50,000 files, of which 99 % are ignored", ("busybox",), "W9"),
     Workload("W10", "a Go program compiled from vendored modules, copied into scratch", ("golang",), "W10"),
