@@ -30,6 +30,8 @@ class Job:
 class Builder:
     """What all have. `state` is a directory on the fresh file system of the run."""
     name, programs, has_daemon = "", frozenset(), False
+    # What the command line does not show.
+    how = ""
 
     def __init__(self, tools):
         self.tools, self.state = tools, None
@@ -41,6 +43,10 @@ class Builder:
     def cannot(self, workload, setting):
         """Why this builder can't be measured with this workload in this setting, or None."""
         return None
+
+    def filled_with(self, setting):
+        """The setting in which the registry cache for this one is filled: keys may depend on it."""
+        return setting
 
     def start(self, state):
         """Prepares the state, and starts what the commands need; gives the processes that run beside them."""
@@ -58,12 +64,19 @@ class Builder:
                 "XDG_RUNTIME_DIR": self.path("run")}
 
     def shown(self, job):
-        """The commands as text, for the report: without this run's directory."""
-        return [" ".join(words).replace(self.state, "STATE").replace(os.path.dirname(job.context), "CONTEXTS")
-                for words in self.commands(job)]
+        """The commands as text, for the report: without the places of this run and this machine."""
+        return [shorter(words, {self.state: "STATE", job.context: "CONTEXT", job.image: "IMAGE"}) for words in self.commands(job)]
 
     def path(self, *names):
         return os.path.join(self.state, *names)
+
+
+def shorter(words, places):
+    """A command line with the program's name alone, and with names in the place of paths."""
+    line = " ".join([os.path.basename(words[0]), *words[1:]])
+    for place, name in places.items():
+        line = line.replace(place, name)
+    return line
 
 
 def output(*words):
@@ -74,6 +87,7 @@ def output(*words):
 
 class Kiln(Builder):
     """`kiln build`: the courier and the builder in one process tree, no daemon."""
+    how = "no daemon; each RUN in namespaces of its own"
     name, programs = "kiln", frozenset({"kiln", "kiln-builder", "kiln-courier"})
 
     def __init__(self, tools):
@@ -113,7 +127,11 @@ class BuildKit(Builder):
     """buildkitd with runc, its daemon already up, and buildctl. As root: a lower bound for the rootless mode."""
     name, programs = "buildkit", frozenset({"buildkitd", "buildctl", "runc", "unpigz", "pigz"})
     has_daemon = True
+    how = "buildkitd as root and already up; worker oci with runc, snapshotter overlayfs, networkMode host, gc off; unpigz in PATH"
     SETTINGS = {"": "", "import only": "", "level 1": ",compression-level=1,force-compression=false", "zstd": ",compression=zstd"}
+
+    def filled_with(self, setting):
+        return "" if setting == "import only" else setting
 
     def version(self):
         found = re.search(r"\bv?(\d+\.\d+\.\d+\S*)", self.tools.buildkit_version)
@@ -169,6 +187,7 @@ class BuildKit(Builder):
 class Buildah(Builder):
     """`buildah build` and `buildah push`, where there is one in a Debian of a newer suite in a mount namespace of its own."""
     name, programs = "buildah", frozenset({"buildah"})
+    how = "as root; BUILDAH_ISOLATION=chroot"
     # The root of the namespace is that Debian under a layer in memory; state and contexts are where they are outside.
     ENTER = """set -e
 mkdir -p "$2" && mount -t tmpfs tmpfs "$2" && mkdir "$2/upper" "$2/work" "$2/root"
@@ -209,6 +228,12 @@ mkdir -p old && pivot_root . old && "/old$busybox" umount -l /old && echo ready 
         if self.holder:
             self.holder.kill()
             self.holder.wait()
+
+    def shown(self, job):
+        enter, self.enter = self.enter, []
+        lines = super().shown(job)
+        self.enter = enter
+        return lines
 
     def environment(self):
         return {**super().environment(), "BUILDAH_ISOLATION": "chroot", "XDG_DATA_HOME": self.path("home")}

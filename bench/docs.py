@@ -1,5 +1,7 @@
 """docs/performance.md: its tables, versions and commands are written by the bench, between two marks; the rest is left as it is."""
+import json
 import os
+import sys
 
 import plot
 import report
@@ -31,7 +33,7 @@ def markdown(content):
     lines = ["Measured %s on %s, %d cores, %.0f GiB, Linux %s; %d rounds%s." % (
         content["date"][:10], machine["processor"] or "a processor without a name", machine["cores"], machine["memory"] / (1 << 30),
         machine["kernel"], content["rounds"], "" if content["scale"] == 1 else "; **scale %g, no figures**" % content["scale"]), ""]
-    lines += ["* %s: %s" % item for item in content["builders"].items()]
+    lines += ["* %s; %s" % (version, content["how"][name]) for name, version in content["builders"].items()]
     lines += ["* %s: not measured, %s" % item for item in content["absent"].items()]
     lines += ["", "![Time of build and push](performance/wall.svg)", "", "`x` is the best peer's figure, in any of its settings, divided by "
               "this one's: above 1 is better than every peer.", ""]
@@ -40,12 +42,14 @@ def markdown(content):
         lines += ["| " + " | ".join(report.cells(each)) + " |" for each in rows]
         lines.append("")
     lines += ["![Processor time](performance/cpu.svg)", "", "![Memory](performance/memory.svg)", "", "### Commands", "",
-              "STATE is the fresh file system, CONTEXTS where the contexts lie.", ""]
+              "STATE is the fresh file system, CONTEXT the workload's, IMAGE its name in the registry.", ""]
+    groups = {}
     for name, rows in content["medians"].items():
         for each in rows:
             if "command" in each:
-                lines += ["%s, %s:" % (name, report.label(each["builder"], each["setting"])), ""]
-                lines += ["    " + words for words in each["command"]] + [""]
+                groups.setdefault((report.label(each["builder"], each["setting"]), tuple(each["command"])), []).append(name)
+    for (builder, commands), names in sorted(groups.items()):
+        lines += ["%s in %s:" % (builder, ", ".join(names)), "", *("    " + words for words in commands), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -61,3 +65,9 @@ def write(content, folder):
     with open(path, "w", encoding="utf-8") as file:
         file.write(before + BEGIN + "\n\n" + markdown(content) + "\n" + END + (after or "\n"))
     plot.write(content, os.path.join(folder, "performance"))
+
+
+if __name__ == "__main__":
+    # docs.py BENCH.JSON FOLDER: the page anew from figures that are there.
+    with open(sys.argv[1], encoding="utf-8") as source:
+        write(json.load(source), sys.argv[2])

@@ -111,15 +111,16 @@ class Bench:
                 print("  %-22s %s" % (report.label(builder.name, setting), why), flush=True)
                 self.results.append({"workload": workload.name, "builder": builder.name, "setting": setting, "not_measured": why})
                 continue
-            if workload.filled_by and builder.name not in seeds:
-                seeds[builder.name] = os.path.join(self.memory, "seed-%s-%s" % (workload.name, builder.name))
-                copy_storage(common, seeds[builder.name])
+            cache = builder.name, builder.filled_with(setting)
+            if workload.filled_by and cache not in seeds:
+                seeds[cache] = os.path.join(self.memory, "seed-%s-%s-%s" % (workload.name, *cache))
+                copy_storage(common, seeds[cache])
                 try:
-                    self.measured(workload, builder, "", seeds[builder.name], 0, fill=True)
+                    self.measured(workload, builder, cache[1], seeds[cache], 0, fill=True)
                 except measure.Failed as error:
                     self.fail(workload, builder, setting, -1, error)
-                    broken.add(builder.name)
-            if builder.name not in broken:
+                    broken.add(cache)
+            if cache not in broken:
                 left.append((builder, setting))
         warm(self.context(workload.context))
         if workload.name == "W8" and left:
@@ -130,7 +131,8 @@ class Bench:
             turn = number % max(1, len(left))
             for builder, setting in left[turn:] + left[:turn]:
                 try:
-                    figures = self.measured(workload, builder, setting, seeds.get(builder.name, common), number)
+                    seed = seeds.get((builder.name, builder.filled_with(setting)), common)
+                    figures = self.measured(workload, builder, setting, seed, number)
                     self.results.append(figures)
                     print(report.line(figures), flush=True)
                 except measure.Failed as error:
@@ -226,8 +228,7 @@ def main():
             there.append(builder)
             print("bench: %s is %s" % (name, builder.version()), flush=True)
     for workload in chosen:
-        contenders = [(builder, setting) for builder in there
-                      for setting in [""] * workload.default + workload.settings.get(builder.name, [])]
+        contenders = [(builder, setting) for builder in there for setting in workloads.settings(workload, builder.name)]
         bench.workload(workload, contenders, options.rounds)
         content = report.write(bench.results, there, absent, options)
         plot.write(content, options.out)

@@ -122,7 +122,8 @@ def machine():
 def write(results, there, absent, options):
     """target/bench/bench.json: everything."""
     content = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(), "scale": options.scale,
-               "rounds": options.rounds, "builders": {builder.name: builder.version() for builder in there}, "absent": absent,
+               "rounds": options.rounds, "builders": {builder.name: builder.version() for builder in there},
+               "how": {builder.name: builder.how for builder in there}, "absent": absent,
                "medians": rows(results), "runs": results}
     path = os.path.join(options.out, "bench.json")
     with open(path + ".part", "w", encoding="utf-8") as file:

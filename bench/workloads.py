@@ -21,6 +21,8 @@ class Workload:
 
 
 CACHED = {"buildkit": ["import only"]}
+# In every workload that has the default setting.
+EVERYWHERE = {"kaniko": ["preview"]}
 
 ALL = [
     Workload("W1", "Debian: redis and gcc installed from packages in the context, cold, pushed", ("debian",), "W1"),
@@ -44,4 +46,12 @@ ALL = [
     Workload("W9", "a context of 2 GB in 50,000 files, of which 99 % are ignored", ("busybox",), "W9"),
     Workload("W10", "a Go program compiled from vendored modules, copied into scratch", ("golang",), "W10"),
 ]
+
+
+def settings(workload, builder):
+    """Names of the settings in which a builder is measured."""
+    usual = ["", *EVERYWHERE.get(builder, [])] if workload.default else []
+    return usual + workload.settings.get(builder, [])
+
+
 NAMES = [each.name for each in ALL]
