@@ -1,6 +1,7 @@
 """docs/performance.md: its tables, versions and commands are written by the bench, between two marks; the rest is left as it is."""
 import json
 import os
+import statistics
 import sys
 
 import plot
@@ -34,6 +35,9 @@ def markdown(content):
         content["date"][:10], machine["processor"] or "a processor without a name", machine["cores"], machine["memory"] / (1 << 30),
         machine["kernel"], content["rounds"], "" if content["scale"] == 1 else "; **scale %g, no figures**" % content["scale"]), ""]
     lines += ["* %s; %s" % (version, content["how"][name]) for name, version in content["builders"].items()]
+    starts = [each["daemon_start"] for rows in content["medians"].values() for each in rows if each.get("daemon_start")]
+    if starts:
+        lines.append("* start of buildkitd, not in its times: %.2f s" % statistics.median(starts))
     lines += ["* %s: not measured, %s" % item for item in content["absent"].items()]
     lines += ["", "![Time of build and push](performance/wall.svg)", "", "`x` is the best peer's figure, in any of its settings, divided by "
               "this one's: above 1 is better than every peer.", ""]

@@ -12,7 +12,7 @@ import time
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # Short runs are sampled more closely; in long ones that would itself take processor time.
-FAST, FAST_FOR, SLOW = 0.02, 1.0, 0.1
+FAST, FAST_FOR, SLOW = 0.04, 2.0, 0.1
 ORPHAN_SECONDS = 10
 
 
