@@ -1,6 +1,6 @@
 # What can be done here; `make` alone says it. The work is in scripts/ and e2e/cluster/.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check conformance differential simulate scale dist images chart-test crds reference health fmt
+.PHONY: help demo demo-down test check conformance differential simulate scale bench dist images chart-test crds reference health fmt
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r a b; do printf '%-18s %s\n' "$$a" "$$b"; done
@@ -31,6 +31,9 @@ simulate: ## The operator against a simulated cluster: 10,000 seeds and every mu
 
 scale: ## The operator at 10,000 ImageBuilds: table and target/scale/scale.json; about 20 minutes
 	@scripts/scale
+
+bench: ## Kiln beside BuildKit, Buildah and kaniko on the same machine; tables and target/bench/bench.json; WORKLOADS="W4 W5"
+	@scripts/bench $(WORKLOADS)
 
 health: ## kstatus, Flux and Argo CD: what they make of every status, by their own code
 	@scripts/health all
