@@ -68,6 +68,9 @@ pub struct BuildPolicySpec {
     /// Where images may be pushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputPolicy>,
+    /// Where results of steps are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CachePolicy>,
     /// Where base images may come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_images: Option<BaseImagePolicy>,
@@ -134,6 +137,19 @@ pub struct OutputPolicy {
     /// says true and none says false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_insecure: Option<bool>,
+}
+
+/// Where results of steps are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CachePolicy {
+    /// The cache of a build without `spec.cache`: a repository without a tag, with `{namespace}` for the build's namespace,
+    /// at most 255 characters. `output.allowedRepositories` has to allow it.
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(
+        validation = Rule::new(r"self.replace('{namespace}', 'n').matches('^((([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*)|\\[[a-fA-F0-9:]+\\])(:[0-9]{1,5})?/)?[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*)*$')").message("must be a repository without a tag: [host[:port]/]repository in lower case, like registry.example.com/{namespace}/cache")
+    )]
+    pub template: String,
 }
 
 /// Where base images may come from.

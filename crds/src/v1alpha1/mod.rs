@@ -11,8 +11,9 @@ mod source;
 mod status;
 
 pub use build_policy::{
-    BaseImagePolicy, BuildPolicy, BuildPolicySpec, ConcurrencyPolicy, Entitlement, IsolationPolicy,
-    OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy, TimeoutPolicy,
+    BaseImagePolicy, BuildPolicy, BuildPolicySpec, CachePolicy, ConcurrencyPolicy, Entitlement,
+    IsolationPolicy, OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy,
+    TimeoutPolicy,
 };
 pub use cache::Cache;
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};

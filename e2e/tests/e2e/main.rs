@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+mod cache;
 mod contract;
 mod demo;
 mod failures;

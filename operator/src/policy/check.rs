@@ -106,11 +106,16 @@ pub fn output(spec: &ImageBuildSpec, name: &str, policy: &Effective) -> Result<R
 /// # Errors
 /// It is no repository, or a policy does not allow it.
 pub fn cache(spec: &ImageBuildSpec, policy: &Effective) -> Result<Option<Cache>, Failure> {
-    let Some(wished) = &spec.cache else { return Ok(None) };
-    let what = "spec.cache.repository";
-    let parsed = Reference::parse(&wished.repository).map_err(|e| invalid(format!("{what}: {e}")))?;
-    if wished.repository.rsplit('/').next().is_some_and(|last| last.contains(':')) {
-        let text = format!("{what}: expected a repository without a tag, found '{}'", wished.repository);
+    let (wished, what) = match (&spec.cache, &policy.cache) {
+        (Some(cache), _) => (&cache.repository, "spec.cache.repository"),
+        (None, Some(template)) => {
+            (template, "spec.cache.repository (from spec.cache.template of a BuildPolicy)")
+        }
+        (None, None) => return Ok(None),
+    };
+    let parsed = Reference::parse(wished).map_err(|e| invalid(format!("{what}: {e}")))?;
+    if wished.rsplit('/').next().is_some_and(|last| last.contains(':')) {
+        let text = format!("{what}: expected a repository without a tag, found '{wished}'");
         return Err(invalid(text));
     }
     let repository = format!("{}/{}", parsed.registry, parsed.repository);

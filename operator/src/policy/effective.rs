@@ -55,6 +55,8 @@ pub struct Effective {
     pub outputs: Vec<AllowList>,
     /// Where the image goes of a build that does not say it; `{name}` is still in it.
     pub template: Option<String>,
+    /// Where results of steps are kept of a build that does not say it.
+    pub cache: Option<String>,
     /// Whether plain HTTP to the output may be asked for.
     pub insecure: Insecure,
     /// Where base images may come from: each has to allow it.
@@ -113,6 +115,7 @@ impl Effective {
             },
             outputs: Vec::new(),
             template: None,
+            cache: None,
             insecure: Insecure::Unsaid,
             bases: Vec::new(),
             isolations: vec![isolations],
@@ -145,6 +148,8 @@ impl Effective {
         all.template = with
             .and_then(|s| s.output.as_ref()?.template.as_ref())
             .map(|template| template.replace("{namespace}", namespace));
+        let with = first(|s| s.cache.is_some());
+        all.cache = with.and_then(|s| s.cache.as_ref()).map(|c| c.template.replace("{namespace}", namespace));
         let proxy = first(|s| s.proxy.is_some()).and_then(|s| s.proxy.clone());
         all.network.proxy = proxy.map(|p| Proxy { http: p.http, https: p.https, no_proxy: p.no_proxy });
         for (name, spec) in &those {

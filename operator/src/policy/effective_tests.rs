@@ -114,6 +114,7 @@ fn a_default_is_that_of_the_highest_precedence_then_of_the_first_by_name() {
         let mut spec = json!({"precedence": precedence, "timeout": {"default": timeout}});
         if let Some(template) = template {
             spec["output"] = json!({ "template": template });
+            spec["cache"] = json!({ "template": "r.x/{namespace}/cache" });
         }
         spec
     };
@@ -124,6 +125,7 @@ fn a_default_is_that_of_the_highest_precedence_then_of_the_first_by_name() {
     ]);
     assert_eq!(all.status.names, ["c", "a", "b"]);
     assert_eq!((all.timeout, all.template.as_deref()), (180, Some("r.x/team-a/{name}:a")));
+    assert_eq!(all.cache.as_deref(), Some("r.x/team-a/cache"));
     let equal = merged(&[("b", speaking(1, "2m", None)), ("a", speaking(1, "1m", None))]);
     assert_eq!(equal.timeout, 60);
 }
