@@ -2,6 +2,7 @@
 
 Nothing in the package registries has the executor as a program, so it is measured where KANIKO_EXECUTOR names it. It builds in its
 own root, so everything it needs is copied there before, and the container is made inside the timed part."""
+import hashlib
 import json
 import os
 import shutil
@@ -36,7 +37,9 @@ class Kaniko(Builder):
 
     def version(self):
         said = [each for each in output(self.tools.kaniko, "version").splitlines() if "ersion" in each]
-        return "kaniko, which says of itself: %s" % (said[0].strip() if said else "nothing")
+        with open(self.tools.kaniko, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        return "%s, executor with sha256 %s" % (" ".join(said[0].split()) if said else "kaniko of unknown version", digest)
 
     def start(self, state):
         super().start(state)
