@@ -13,7 +13,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{self, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Liveness, Readiness};
@@ -27,7 +27,7 @@ use crate::pods::Scope;
 use crate::policy;
 
 /// Reconciles that run at the same time. Each is a few API calls; the rest of its time it waits.
-const CONCURRENCY: u16 = 32;
+const CONCURRENCY: usize = 64;
 /// How often the controller's own loop shows that it turns, and the builds are counted.
 const BEAT: Duration = Duration::from_secs(5);
 
@@ -177,11 +177,29 @@ async fn run_scope(
     );
     let objects = reflector::reflector(writer, known).default_backoff().touched_objects();
     stores.lock().unwrap_or_else(PoisonError::into_inner).push(reader.clone());
+    // First come, first served. The controller's own limit takes whichever it finds first in a set, and with more to do than
+    // can be done some objects were not looked at for minutes.
+    let turns = Arc::new(Semaphore::new(CONCURRENCY));
+    let (served, latest) = (turns.clone(), reader.clone());
+    let in_turn = move |object: Arc<Object>, ctx: Arc<Context>| {
+        let (turns, latest) = (served.clone(), latest.clone());
+        async move {
+            // Closed: the operator ends, and another one will look at it.
+            let Ok(_turn) = turns.acquire().await else { return Ok(controller::Action::await_change()) };
+            // It may have waited for long. What is gone needs no look.
+            let Some(object) = latest.get(&ObjectRef::from_obj(&*object)) else {
+                return Ok(controller::Action::await_change());
+            };
+            Box::pin(reconcile(object, ctx)).await
+        }
+    };
     Controller::for_stream(objects, reader)
-        .with_config(controller::Config::default().concurrency(CONCURRENCY))
         .reconcile_on(triggers)
-        .graceful_shutdown_on(async move { shutdown.cancelled().await })
-        .run(reconcile, |object, error, ctx| on_error(&object, error, &ctx), ctx)
+        .graceful_shutdown_on(async move {
+            shutdown.cancelled().await;
+            turns.close();
+        })
+        .run(in_turn, |object, error, ctx| on_error(&object, error, &ctx), ctx)
         .for_each(|result| {
             // Reconciles tell of their own faults in `on_error`.
             if let Err(error @ (controller::Error::QueueError(_) | controller::Error::RunnerError(_))) =
