@@ -129,7 +129,9 @@ fn waits_in_run(run: u64) -> impl Fn(&Value) -> bool {
 #[tokio::test]
 async fn commits_build_images_and_flux_waits_for_them() -> Result<()> {
     if std::env::var_os("KILN_E2E_FLUX").is_none() {
-        println!("not run: Flux takes minutes to build; KILN_E2E_FLUX=$(scripts/flux) scripts/e2e gitops");
+        println!(
+            "not run: Flux takes minutes to build; KILN_E2E_FLUX=$(scripts/flux) scripts/e2e gitops, or FLUX=yes make test"
+        );
         return Ok(());
     }
     let _guard = crate::with_operator().await;
