@@ -32,9 +32,7 @@ pub async fn kill(client: &kube::Client) -> Result<usize> {
     if killed == 0 {
         let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
         for pod in pods.list(&ListParams::default().labels("app.kubernetes.io/name=kiln")).await? {
-            let name = pod.metadata.name.unwrap_or_default();
-            pods.delete(&name, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() })
-                .await?;
+            remove(client, &pod.metadata.name.unwrap_or_default()).await?;
             killed += 1;
         }
     }

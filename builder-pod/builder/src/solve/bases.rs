@@ -9,6 +9,7 @@ use std::time::Duration;
 use kiln_contract::{Descriptor, Failure, FailureClass, reason};
 
 use super::failure::{Halt, internal, of_engine};
+use super::publish::spawn;
 use super::shared::Shared;
 use crate::courier::CourierError;
 use crate::engine::Unpacked;
@@ -48,16 +49,12 @@ impl<'a> Bases<'a> {
         }
         let states = images
             .iter()
-            .map(|image| Image {
+            .enumerate()
+            .map(|(number, image)| Image {
                 layers: vec![None; image.resolved.layers.len()],
                 settled: false,
-                wanted: false,
+                wanted: wanted.contains(&number),
             })
-            .collect::<Vec<_>>();
-        let states = states
-            .into_iter()
-            .enumerate()
-            .map(|(image, state)| Image { wanted: wanted.contains(&image), ..state })
             .collect();
         Self { images, state: Mutex::new(State { todo, images: states }), changed: Condvar::new() }
     }
@@ -74,10 +71,7 @@ impl<'a> Bases<'a> {
     ) -> Result<(), Halt> {
         let threads = AT_A_TIME.min(self.lock().todo.len());
         for _ in 0..threads {
-            std::thread::Builder::new()
-                .name("base".into())
-                .spawn_scoped(scope, || self.work(shared))
-                .map_err(|e| internal(format!("starting a thread: {e}")))?;
+            spawn(scope, "base", || self.work(shared))?;
         }
         Ok(())
     }

@@ -153,8 +153,7 @@ impl Round<'_> {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match error {
             CourierError::Failed(failure) => {
-                let unreachable = [reason::REGISTRY_UNAVAILABLE, reason::REGISTRY_UNAUTHORIZED];
-                if unreachable.contains(&failure.reason.as_str()) {
+                if super::is_out(&failure) {
                     if !trouble.out {
                         trouble.warnings.push(format!("the cache is not used: {}", failure.message));
                     }

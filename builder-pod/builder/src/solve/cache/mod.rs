@@ -10,12 +10,19 @@
 //! | `pull` | layers of entries on their way in, where a step that runs reads them |
 //! | `save` | entries on their way out |
 
+use kiln_contract::{Failure, reason};
+
 pub(super) mod decide;
 pub(super) mod facts;
 pub(super) mod key;
 pub(super) mod lookup;
 pub(super) mod pull;
 pub(super) mod save;
+
+/// Whether the registry does not answer, or does not let us in: it is not asked any more then.
+fn is_out(failure: &Failure) -> bool {
+    [reason::REGISTRY_UNAVAILABLE, reason::REGISTRY_UNAUTHORIZED].contains(&failure.reason.as_str())
+}
 
 /// An operation: the place of its stage in the plan, and its own place in the stage.
 pub(super) type At = (usize, usize);

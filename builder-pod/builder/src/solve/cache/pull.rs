@@ -10,7 +10,8 @@ use super::lookup::Hits;
 use crate::courier::Cached;
 use crate::engine::Unpacked;
 use crate::solve::bases::{TICK, Wanted, fetch};
-use crate::solve::failure::{Halt, internal};
+use crate::solve::failure::Halt;
+use crate::solve::publish::spawn;
 use crate::solve::shared::Shared;
 
 /// Layers on their way at a time.
@@ -49,10 +50,7 @@ impl Pulls {
     ) -> Result<(), Halt> {
         let threads = AT_A_TIME.min(self.lock().todo.len());
         for _ in 0..threads {
-            std::thread::Builder::new()
-                .name("cached".into())
-                .spawn_scoped(scope, || self.work(shared))
-                .map_err(|e| internal(format!("starting a thread: {e}")))?;
+            spawn(scope, "cached", || self.work(shared))?;
         }
         Ok(())
     }

@@ -6,7 +6,6 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::cache::CacheEntry;
-use kiln_contract::reason;
 
 use crate::courier::CourierError;
 use crate::engine::View;
@@ -89,8 +88,7 @@ pub(in crate::solve) fn keep_all(
             Err(Halt::Stopped) => {}
             Err(Halt::Failed(failure)) => {
                 outcome.lost += 1;
-                let unreachable = [reason::REGISTRY_UNAVAILABLE, reason::REGISTRY_UNAUTHORIZED];
-                outcome.out |= unreachable.contains(&failure.reason.as_str());
+                outcome.out |= super::is_out(&failure);
                 outcome.why.get_or_insert(failure.message);
             }
         }
