@@ -124,7 +124,8 @@ pub fn writable(trees: &OwnedFd, view: &View) -> Result<OwnedFd, EngineError> {
     overlay(&format!("{trees},userxattr,volatile"))
 }
 
-/// Opens a view for a COPY. With `link` nothing of what is below is in sight: the upper tree alone then lies over it.
+/// Opens a view for a COPY. With `link` it is the upper tree alone, as the directory that it is: what is below need not
+/// be there, and no mark of an overlay (every new directory in one is opaque) hides it later.
 ///
 /// # Errors
 /// As [`writable`].
@@ -132,9 +133,8 @@ pub fn for_copy(trees: &OwnedFd, view: &View, link: bool) -> Result<OwnedFd, Eng
     if !link {
         return writable(trees, view);
     }
-    // With the attributes of the root below; then alone.
-    prepare(trees, view)?;
-    writable(trees, &View { lowers: Vec::new(), upper: view.upper.clone() })
+    make(&view.upper, 0o755, Owner::default())?;
+    directory(&view.upper)
 }
 
 /// Opens what several trees look like together. An overlay also for a single one: it hides whiteouts.

@@ -65,11 +65,7 @@ impl Evaluation<'_> {
         let image = Image::from_base(resolved, platform)
             .map_err(|e| PlanError::new(BASE_IMAGE_INVALID, None, e.to_string()))?;
         self.places.push(self.images.len());
-        self.images.push(BaseImage {
-            resolved: resolved.clone(),
-            diff_ids: image.base_diff_ids().to_vec(),
-            files: false,
-        });
+        self.images.push(BaseImage { resolved: resolved.clone(), diff_ids: image.base_diff_ids().to_vec() });
         Ok(())
     }
 
@@ -415,32 +411,18 @@ impl Evaluation<'_> {
         found.ok_or_else(|| PlanError::new(INTERNAL, line, format!("COPY --from={from} was not planned")))
     }
 
-    /// Says which files are read and which layers are published.
+    /// Says which layers are published.
     fn finish(self) -> Plan {
         let count = self.states.len();
         let steps = self.outline.steps();
         let bases: Vec<Base> = (0..count).map(|place| self.base(place).unwrap_or(Base::Scratch)).collect();
-        let mut files: Vec<bool> = self.states.iter().map(|state| !state.ops.is_empty()).collect();
         let mut publish = vec![false; count];
-        let mut images = self.images;
-        for from in self.states.iter().flat_map(|state| &state.ops).flat_map(|op| op.action.sources()) {
-            match from {
-                CopyFrom::Stage(stage) => files[stage] = true,
-                CopyFrom::Image(image) => images[image].files = true,
-                CopyFrom::Context | CopyFrom::Named(_) => {}
-            }
-        }
         if let Some(last) = publish.last_mut() {
             *last = true;
         }
         for place in (0..count).rev() {
-            match bases[place] {
-                Base::Scratch => {}
-                Base::Stage(parent) => {
-                    files[parent] |= files[place];
-                    publish[parent] |= publish[place];
-                }
-                Base::Image(image) => images[image].files |= files[place],
+            if let Base::Stage(parent) = bases[place] {
+                publish[parent] |= publish[place];
             }
         }
         let ends = self.outline.starts.iter().skip(1).map(|start| start - 1);
@@ -456,13 +438,12 @@ impl Evaluation<'_> {
                 base: bases[place],
                 ops: state.ops,
                 image: state.image,
-                files: files[place],
                 publish: publish[place],
             })
             .collect();
         Plan {
             steps: steps.to_vec(),
-            images,
+            images: self.images,
             stages,
             epoch: self.outline.epoch,
             contexts: self.outline.contexts.keys().cloned().collect(),

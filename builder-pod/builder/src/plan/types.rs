@@ -82,8 +82,6 @@ pub struct BaseImage {
     pub resolved: ResolvedImage,
     /// Diff IDs of its layers, from its config.
     pub diff_ids: Vec<String>,
-    /// Whether a step reads or changes its files; otherwise it is not downloaded.
-    pub files: bool,
 }
 
 /// What a stage starts from.
@@ -110,8 +108,6 @@ pub struct Stage {
     pub ops: Vec<Op>,
     /// The image at its end, all but the layers' digests.
     pub image: Image,
-    /// Whether somebody reads or changes its files; otherwise its base is not waited for.
-    pub files: bool,
     /// Whether its layers are part of the final image.
     pub publish: bool,
 }

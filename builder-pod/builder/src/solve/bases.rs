@@ -92,6 +92,11 @@ impl<'a> Bases<'a> {
         }
     }
 
+    /// What the trees of an image are called, from the bottom up; they need not be there.
+    pub fn names(&self, image: usize) -> Vec<String> {
+        (0..self.images[image].resolved.layers.len()).map(|layer| tree(image, layer)).collect()
+    }
+
     /// Waits until an image is all there; its trees from the bottom up.
     pub fn trees(&self, shared: &Shared<'_>, image: usize) -> Result<Vec<String>, Halt> {
         let mut state = self.lock();
@@ -137,6 +142,12 @@ impl Bases<'_> {
 
 fn tree(image: usize, layer: usize) -> String {
     format!("b{image}-{layer}")
+}
+
+/// The image, and the place in it, of a layer's tree.
+pub(super) fn layer_of(tree: &str) -> Option<(usize, usize)> {
+    let (image, layer) = tree.strip_prefix('b')?.split_once('-')?;
+    Some((image.parse().ok()?, layer.parse().ok()?))
 }
 
 /// A layer that is to be unpacked.

@@ -47,7 +47,8 @@ impl Steps<'_> {
                 self.copy_stream(view, to, |out| self.world.context.send(name, what, out))?;
             }
             CopyFrom::Stage(stage) => {
-                self.shared.engine.copy_tree(view, to, &self.left(stage).trees, what)?;
+                let trees = self.whole(&self.left(stage).trees)?;
+                self.shared.engine.copy_tree(view, to, &trees, what)?;
             }
             CopyFrom::Image(image) => {
                 let trees = self.bases.trees(self.shared, image)?;

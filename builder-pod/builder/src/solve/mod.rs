@@ -9,6 +9,7 @@ mod command;
 mod copy;
 pub mod failure;
 pub mod log;
+mod lower;
 mod mount;
 mod publish;
 mod redact;
@@ -148,8 +149,9 @@ pub fn solve(
     };
     let (saves, to_save) = channel();
     let saves = known.keys.is_some().then_some(saves);
-    let bases = Bases::new(&plan.images, &known.work.images);
-    let pulls = Pulls::new(&known.hits, &known.work.unpack);
+    // Who only looks at files has to have them, too.
+    let bases = Bases::new(&plan.images, &(&known.work.images | &known.work.look_images));
+    let pulls = Pulls::new(&known.hits, &(&known.work.unpack | &known.work.look));
     let publisher = Publisher::new(world.spool, plan.epoch, world.pack, base_blobs(plan), saves);
     let kept = Mutex::default();
     let tools = Tools { shared: &shared, bases: &bases, early: &early, pulls: &pulls, publisher: &publisher };

@@ -155,7 +155,7 @@ impl Steps<'_> {
         Ok(match from {
             None => (Vec::new(), "scratch".to_owned()),
             Some(CopyFrom::Stage(stage)) => {
-                let trees = self.left(stage).trees.clone();
+                let trees = self.whole(&self.left(stage).trees)?;
                 (trees, format!("stage {}", self.plan.stages[stage].name))
             }
             Some(CopyFrom::Image(image)) => {

@@ -8,8 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::bases::Bases;
 use super::cache::At;
+use super::cache::decide;
+use super::cache::pull::{self, Pulls};
 use super::cache::save::{Label, Save};
-use super::cache::{decide, pull::Pulls};
 use super::copy::check_owner;
 use super::failure::{Halt, of_engine};
 use super::log::{Entry, Log};
@@ -19,7 +20,7 @@ use super::shared::{Place, Shared};
 use super::{Known, Wishes, World, agent, short};
 use crate::courier::Cached;
 use crate::engine::Step as Command;
-use crate::engine::{Destination, EngineError, Owner, Unpacked, View};
+use crate::engine::{Destination, EngineError, Owner, View};
 use crate::plan::{Action, Base, Item, Op, Plan};
 
 /// Runs the steps of a plan.
@@ -30,9 +31,9 @@ pub(super) struct Steps<'a> {
     pub(super) shared: &'a Shared<'a>,
     pub(super) bases: &'a Bases<'a>,
     pub(super) early: &'a super::cache::facts::Early,
-    pulls: &'a Pulls,
+    pub(super) pulls: &'a Pulls,
     publisher: &'a Publisher<'a>,
-    known: Known,
+    pub(super) known: Known,
     /// What each stage that was gone through left.
     stages: BTreeMap<usize, Left>,
     pub(super) mounted: Mounted,
@@ -44,7 +45,7 @@ pub(super) struct Steps<'a> {
 /// What a stage left.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Left {
-    /// Trees from the bottom up; not those that nobody reads.
+    /// What its trees are called, from the bottom up; which of them are there see [`Steps::lowers`].
     pub trees: Vec<String>,
     /// Names the stage's state: a sum over its base and its instructions so far.
     id: String,
@@ -177,7 +178,9 @@ impl<'a> Steps<'a> {
             Base::Scratch => Left { id: digest(&["scratch"]), ..Left::default() },
             Base::Stage(parent) => self.left(parent),
             Base::Image(image) => {
-                let trees = if wanted { self.bases.trees(self.shared, image)? } else { Vec::new() };
+                // A base that does not come is the fault of its FROM.
+                let wait = || self.bases.trees(self.shared, image);
+                let trees = if wanted { wait()? } else { self.bases.names(image) };
                 Left { trees, id: self.plan.images[image].resolved.digest.clone(), cached: None }
             }
         })
@@ -194,9 +197,13 @@ impl<'a> Steps<'a> {
         let plan = self.plan;
         let op = &plan.stages[at.0].ops[at.1];
         if let Some(hit) = self.known.hits.get(&at).cloned() {
-            let unpack = self.known.work.unpack.contains(&at);
+            let work = &self.known.work;
+            let unpack = work.unpack.contains(&at) || work.look.contains(&at);
             match if unpack { self.unpack(at, &hit, left)? } else { Ok(()) } {
-                Ok(()) => return self.take(at, op, hit).map(|()| true),
+                Ok(()) => {
+                    left.trees.push(pull::tree(at));
+                    return self.take(at, op, hit).map(|()| true);
+                }
                 Err(problem) => {
                     let text = format!("the cached result of step {} is not usable: {problem}", op.step);
                     log.entry(Entry::Warning { text: &text });
@@ -228,19 +235,9 @@ impl<'a> Steps<'a> {
     }
 
     /// Unpacks the layer of an entry onto what is there. The inner error says what is wrong with it.
-    fn unpack(&self, at: At, hit: &Cached, left: &mut Left) -> Result<Result<(), String>, Halt> {
-        let (tree, unpacked) = match self.pulls.take(self.shared, at, hit)? {
-            Ok(found) => found,
-            Err(problem) => return Ok(Err(problem)),
-        };
-        // What is below has been settled before.
-        let below = left.trees.iter().map(|tree| (tree.clone(), Unpacked::default()));
-        let layers: Vec<_> = below.chain([(tree.clone(), unpacked)]).collect();
-        if let Err(error) = self.shared.engine.settle(&layers) {
-            return Ok(Err(error.message));
-        }
-        left.trees.push(tree);
-        Ok(Ok(()))
+    fn unpack(&self, at: At, hit: &Cached, left: &Left) -> Result<Result<(), String>, Halt> {
+        let below = self.whole(&left.trees)?;
+        self.pulls.settle(self.shared, at, hit, &below)
     }
 
     /// An entry turned out to be none: what is needed to make its result has to be there.
@@ -271,7 +268,8 @@ impl<'a> Steps<'a> {
         log: &mut dyn Log,
     ) -> Result<(), Halt> {
         self.uppers += 1;
-        let view = View { lowers: left.trees.clone(), upper: format!("s{}", self.uppers) };
+        let upper = format!("s{}", self.uppers);
+        let view = View { lowers: self.lowers(&left.trees, &op.action)?, upper };
         let engine = |error: EngineError| of_engine(&error, Some(&op.action));
         let mut stubs = Vec::new();
         match &op.action {
@@ -307,11 +305,10 @@ impl<'a> Steps<'a> {
                 self.shared.engine.make_directory(&view, path, owner).map_err(engine)?;
             }
             Action::Copy { from, items, dest, chown, mode, unpack, link } => {
-                let seen: &[String] = if *link { &[] } else { &view.lowers };
                 let owner = match chown {
                     Some(chown) => {
-                        check_owner(seen, chown)?;
-                        Some(self.shared.engine.owner(seen, chown).map_err(engine)?)
+                        check_owner(&view.lowers, chown)?;
+                        Some(self.shared.engine.owner(&view.lowers, chown).map_err(engine)?)
                     }
                     None => None,
                 };

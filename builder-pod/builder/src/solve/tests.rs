@@ -89,6 +89,26 @@ fn downloads_and_documents_are_copied_like_files() {
     assert_eq!(rig.engine.notes.of(&["diff"]).len(), 1, "one layer");
 }
 
+#[test]
+fn what_no_step_reads_is_not_downloaded() {
+    for text in [
+        "FROM alpine\nENV A=1\nUSER x\nLABEL a=b\nCMD y\n",
+        "FROM alpine\nCOPY --link a /a\nADD --link b /b\nCMD y\n",
+        "FROM alpine AS base\nCOPY --link a /a\nFROM base\nCOPY --link b /b\n",
+    ] {
+        let mut rig = Rig::default();
+        rig.build(text).unwrap();
+        assert_eq!(rig.courier.notes.of(&["read_blob"]), Vec::<String>::new(), "{text}");
+        assert_eq!(rig.engine.notes.of(&["unpack", "settle"]), Vec::<String>::new(), "{text}");
+        assert_eq!(rig.courier.notes.of(&["put_base_blob"]).len(), 2, "{text}");
+    }
+    // What stands on a linked layer has all that is below it.
+    let mut rig = Rig::default();
+    rig.build("FROM alpine\nCOPY --link a /a\nRUN one\n").unwrap();
+    assert_eq!(rig.engine.notes.of(&["run"]), ["run b0-0,b0-1,s1+s2 one"]);
+    assert_eq!(rig.engine.notes.of(&["unpack"]).len(), 2);
+}
+
 const SEED: &str = "FROM alpine\nRUN one\nRUN two\nCMD [\"x\"]\n";
 
 #[test]

@@ -1,12 +1,13 @@
 //! What is done, given which results the cache has. Pure.
 //!
 //! Wanted are the layers of the final image. A result that is there is taken; one that is not has to be made, and whoever
-//! makes it reads the files of what it stands on and copies from. What nobody wants is left alone.
+//! makes it reads the files of what it stands on and copies from, or only looks at them: whether a destination is there,
+//! as what and whose. What nobody wants is left alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::At;
-use crate::plan::{Base, CopyFrom, Plan};
+use crate::plan::{Action, Base, CopyFrom, Item, Plan};
 
 /// What is done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,95 +18,157 @@ pub(in crate::solve) struct Work {
     pub run: BTreeSet<At>,
     /// Results that are unpacked.
     pub unpack: BTreeSet<At>,
+    /// Results that somebody only looks at.
+    pub look: BTreeSet<At>,
     /// Stages whose base's files are needed.
     pub bases: BTreeSet<usize>,
-    /// Stages all of whose files are needed.
+    /// Stages all of whose files are needed, or looked at.
     pub stages: BTreeSet<usize>,
     /// Images whose files are needed.
     pub images: BTreeSet<usize>,
+    /// Images that somebody only looks at.
+    pub look_images: BTreeSet<usize>,
 }
 
-/// Everything is carried out.
-pub(in crate::solve) fn all(plan: &Plan) -> Work {
-    let mut work = Work::default();
-    for (stage, planned) in plan.stages.iter().enumerate() {
-        work.run.extend((0..planned.ops.len()).map(|op| (stage, op)));
-        if planned.files {
-            work.bases.insert(stage);
-            work.stages.insert(stage);
+/// How much of what is below it an operation needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::solve) enum Need {
+    /// Nothing.
+    Nothing,
+    /// What there is, but no content.
+    Look,
+    /// The files.
+    Whole,
+}
+
+impl Need {
+    /// That of an operation.
+    pub fn of(action: &Action) -> Self {
+        match action {
+            Action::Copy { link: true, .. } => Self::Nothing,
+            // An archive may have links to files that are there.
+            Action::Copy { items, unpack, .. } if items.iter().any(|item| may_unpack(item, *unpack)) => {
+                Self::Whole
+            }
+            Action::Copy { .. } | Action::Workdir { .. } => Self::Look,
+            Action::Run { .. } => Self::Whole,
         }
     }
-    work.images.extend((0..plan.images.len()).filter(|image| plan.images[*image].files));
-    work
+}
+
+fn may_unpack(item: &Item, unpack: Option<bool>) -> bool {
+    match item {
+        Item::Files(_) => unpack.unwrap_or(true),
+        Item::Url { .. } => unpack.unwrap_or(false),
+        Item::Inline(_) | Item::Git { .. } => false,
+    }
+}
+
+/// What is done without a cache.
+pub(in crate::solve) fn all(plan: &Plan) -> Work {
+    decide(plan, &|_| false)
 }
 
 /// What is done when the cache has what `has` says.
 pub(in crate::solve) fn decide(plan: &Plan, has: &dyn Fn(At) -> bool) -> Work {
-    let mut work = Work::default();
+    let mut decider =
+        Decider { plan, has, work: Work::default(), bases: BTreeMap::new(), stages: BTreeMap::new() };
     for (stage, planned) in plan.stages.iter().enumerate().filter(|(_, stage)| stage.publish) {
         for op in 0..planned.ops.len() {
-            work.wanted.insert((stage, op));
+            decider.work.wanted.insert((stage, op));
             if !has((stage, op)) {
-                run(plan, has, (stage, op), &mut work);
+                decider.run((stage, op));
             }
         }
     }
+    let mut work = decider.work;
+    let bases = decider.bases.into_iter().filter(|(_, need)| *need == Need::Whole);
+    work.bases = bases.map(|(stage, _)| stage).collect();
+    work.look = work.look.difference(&work.unpack).copied().collect();
+    work.look_images = work.look_images.difference(&work.images).copied().collect();
     work
 }
 
-fn run(plan: &Plan, has: &dyn Fn(At) -> bool, at: At, work: &mut Work) {
-    if !work.run.insert(at) {
-        return;
+struct Decider<'a> {
+    plan: &'a Plan,
+    has: &'a dyn Fn(At) -> bool,
+    work: Work,
+    /// What was gone through, and for what: the bases of stages, and stages as a whole.
+    bases: BTreeMap<usize, Need>,
+    stages: BTreeMap<usize, Need>,
+}
+
+impl Decider<'_> {
+    fn run(&mut self, at: At) {
+        if !self.work.run.insert(at) {
+            return;
+        }
+        let (stage, op) = at;
+        let action = &self.plan.stages[stage].ops[op].action;
+        self.files(stage, op, Need::of(action));
+        for from in action.sources() {
+            match from {
+                CopyFrom::Stage(source) => self.whole(source, Need::Whole),
+                CopyFrom::Image(image) => drop(self.work.images.insert(image)),
+                CopyFrom::Context | CopyFrom::Named(_) => {}
+            }
+        }
     }
-    let (stage, op) = at;
-    files(plan, has, stage, op, work);
-    for from in plan.stages[stage].ops[op].action.sources() {
-        match from {
-            CopyFrom::Stage(source) => whole(plan, has, source, work),
-            CopyFrom::Image(image) => drop(work.images.insert(image)),
-            CopyFrom::Context | CopyFrom::Named(_) => {}
+
+    /// The files of a stage before its operation `end`.
+    fn files(&mut self, stage: usize, end: usize, need: Need) {
+        if need == Need::Nothing {
+            return;
+        }
+        if first(&mut self.bases, stage, need) {
+            match self.plan.stages[stage].base {
+                Base::Scratch => {}
+                Base::Image(image) if need == Need::Whole => drop(self.work.images.insert(image)),
+                Base::Image(image) => drop(self.work.look_images.insert(image)),
+                Base::Stage(parent) => self.whole(parent, need),
+            }
+        }
+        for op in 0..end {
+            let at = (stage, op);
+            self.work.wanted.insert(at);
+            match need {
+                _ if !(self.has)(at) => self.run(at),
+                Need::Whole => drop(self.work.unpack.insert(at)),
+                Need::Look | Need::Nothing => drop(self.work.look.insert(at)),
+            }
+        }
+    }
+
+    fn whole(&mut self, stage: usize, need: Need) {
+        if first(&mut self.stages, stage, need) {
+            self.work.stages.insert(stage);
+            self.files(stage, self.plan.stages[stage].ops.len(), need);
         }
     }
 }
 
-/// The files of a stage before its operation `end`.
-fn files(plan: &Plan, has: &dyn Fn(At) -> bool, stage: usize, end: usize, work: &mut Work) {
-    if work.bases.insert(stage) {
-        match plan.stages[stage].base {
-            Base::Scratch => {}
-            Base::Image(image) => drop(work.images.insert(image)),
-            Base::Stage(parent) => whole(plan, has, parent, work),
-        }
-    }
-    for op in 0..end {
-        let at = (stage, op);
-        work.wanted.insert(at);
-        if has(at) {
-            work.unpack.insert(at);
-        } else {
-            run(plan, has, at, work);
-        }
-    }
-}
-
-fn whole(plan: &Plan, has: &dyn Fn(At) -> bool, stage: usize, work: &mut Work) {
-    if work.stages.insert(stage) {
-        files(plan, has, stage, plan.stages[stage].ops.len(), work);
-    }
+/// Notes a need; whether as much was not noted before.
+fn first(noted: &mut BTreeMap<usize, Need>, stage: usize, need: Need) -> bool {
+    let known = noted.entry(stage).or_insert(Need::Nothing);
+    let more = need > *known;
+    *known = need.max(*known);
+    more
 }
 
 /// Why the cache has no result of an operation, in a few words.
 pub(in crate::solve) fn why_not(plan: &Plan, has: &dyn Fn(At) -> bool, (stage, op): At) -> &'static str {
+    let action = &plan.stages[stage].ops[op].action;
+    let stands = !matches!(action, Action::Copy { link: true, .. });
     let mut before = (0..op).map(|op| (stage, op)).collect::<Vec<_>>();
     let mut base = plan.stages[stage].base;
     while let Base::Stage(parent) = base {
         before.extend((0..plan.stages[parent].ops.len()).map(|op| (parent, op)));
         base = plan.stages[parent].base;
     }
-    if before.into_iter().any(|at| !has(at)) {
+    if stands && before.into_iter().any(|at| !has(at)) {
         return "a step before it was not in the cache";
     }
-    let from = plan.stages[stage].ops[op].action.sources();
+    let from = action.sources();
     let source = |from: &CopyFrom| match from {
         CopyFrom::Stage(source) => (0..plan.stages[*source].ops.len()).any(|op| !has((*source, op))),
         _ => false,

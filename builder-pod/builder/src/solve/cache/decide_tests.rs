@@ -27,9 +27,9 @@ fn a_stage_is_built_when_its_consumer_is() {
     let missing = [(2, 1), (0, 1)];
     let done = work(STAGES, &missing);
     assert_eq!(done.run, set(&[(2, 1), (0, 1)]));
-    // The first COPY is below the second, the first RUN below the second; the last COPY nobody reads.
-    assert_eq!(done.unpack, set(&[(2, 0), (0, 0)]));
-    assert_eq!((done.bases, done.stages), (set(&[0, 2]), set(&[0])));
+    // The first RUN is below the second. The first COPY is below the second, which only looks at it.
+    assert_eq!((done.unpack, done.look), (set(&[(0, 0)]), set(&[(2, 0)])));
+    assert_eq!((done.bases, done.stages), (set(&[0]), set(&[0])));
     assert_eq!(done.images, set(&[0]), "the image of the stage that is not built is not downloaded");
     assert!(!done.wanted.contains(&(1, 0)));
 }
@@ -50,12 +50,47 @@ fn a_base_stage_is_part_of_the_image() {
 }
 
 #[test]
-fn without_a_cache_all_that_was_planned_is_done() {
-    let text = "FROM alpine AS base\nENV A=1\nFROM scratch AS x\nCOPY a b\nFROM base\nCOPY --from=x / /\n";
-    let planned = plan(text);
-    let done = all(&planned);
-    assert_eq!(done.run, decide(&planned, &|_| false).run);
-    assert_eq!(done.images, decide(&planned, &|_| false).images);
+fn without_a_cache_all_steps_run_and_only_what_they_read_is_needed() {
+    let done = |text: &str| {
+        let planned = plan(text);
+        let done = all(&planned);
+        let ops: Vec<At> = (0..planned.stages.len())
+            .flat_map(|stage| (0..planned.stages[stage].ops.len()).map(move |op| (stage, op)))
+            .collect();
+        assert_eq!(done.run, set(&ops), "{text}");
+        let names = |images: &BTreeSet<usize>| -> Vec<String> {
+            images.iter().map(|image| planned.images[*image].resolved.reference.clone()).collect()
+        };
+        (names(&done.images).join(" "), names(&done.look_images).join(" "))
+    };
+    for (text, read, looked) in [
+        ("FROM a\nENV A=1\nCMD x\nUSER z\n", "", ""),
+        ("FROM a\nRUN x\n", "a", ""),
+        ("FROM a\nCOPY x y\n", "", "a"),
+        ("FROM a\nCOPY <<E /x\nE\nADD https://x/y /y\nWORKDIR /z\n", "", "a"),
+        // What may be an archive may link to files that are there.
+        ("FROM a\nADD x y\n", "a", ""),
+        ("FROM a\nADD --unpack=true https://x/y /y\n", "a", ""),
+        ("FROM a\nADD --unpack=false x /y\n", "", "a"),
+        ("FROM a\nCOPY --link x y\nADD --link x /y\n", "", ""),
+        ("FROM a\nCOPY --link --from=b /x /y\n", "b", ""),
+        ("FROM a\nCOPY --link x y\nRUN z\n", "a", ""),
+        ("FROM a\nCOPY x y\nRUN z\n", "a", ""),
+        ("FROM a AS s\nENV A=1\nFROM s\nCOPY x y\n", "", "a"),
+        ("FROM a AS s\nCOPY x y\nFROM s\nRUN z\n", "a", ""),
+        ("FROM a AS s\nCOPY x y\nFROM b\nCOPY --from=s /x /y\n", "a", "b"),
+        ("FROM a\nRUN --mount=from=b,target=/x y\n", "a b", ""),
+    ] {
+        assert_eq!(done(text), (read.to_owned(), looked.to_owned()), "{text}");
+    }
+}
+
+#[test]
+fn a_linked_copy_needs_nothing_of_what_is_below() {
+    let done = work("FROM alpine\nRUN one\nCOPY --link a /a\n", &[(0, 1)]);
+    assert_eq!((done.run.len(), done.unpack.len(), done.look.len(), done.images.len()), (1, 0, 0, 0));
+    let done = work("FROM alpine\nRUN one\nCOPY a /a\n", &[(0, 1)]);
+    assert_eq!((done.look, done.look_images), (set(&[(0, 0)]), set(&[0])));
 }
 
 #[test]
@@ -65,4 +100,6 @@ fn a_miss_says_what_it_follows_from() {
     assert!(why(&[(0, 0)], (0, 0)).starts_with("the instruction"));
     assert!(why(&[(0, 0), (0, 1)], (0, 1)).starts_with("a step before it"));
     assert!(why(&[(0, 1), (2, 1)], (2, 1)).starts_with("a stage that it reads"));
+    let linked = plan("FROM alpine\nRUN one\nCOPY --link a /a\n");
+    assert!(why_not(&linked, &|_| false, (0, 1)).starts_with("the instruction"));
 }

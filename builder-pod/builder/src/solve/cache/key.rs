@@ -103,8 +103,9 @@ impl View<'_> {
                 sum("workdir").field(state).field(path).option(user.as_deref()).end()
             }
             Action::Copy { from, items, dest, chown, mode, unpack, link } => {
-                // With --link, too, what equals a file below is left out of the layer.
-                let mut sum = sum("copy").field(state).field(dest).option(chown.as_deref()).flag(*link);
+                // A layer of --link is the same on whatever it lies.
+                let sum = if *link { sum("link") } else { sum("copy").field(state) };
+                let mut sum = sum.field(dest).option(chown.as_deref()).flag(*link);
                 sum = sum.option(mode.as_ref().map(chmod).as_deref());
                 sum = sum.number(items.len() as u64);
                 for item in items {

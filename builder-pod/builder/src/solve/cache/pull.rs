@@ -1,7 +1,7 @@
 //! Layers of entries on their way in: each is downloaded and unpacked into a tree of its own, as a base's layer is, and
 //! checked against the entry. One that does not hold is as good as not there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 
@@ -28,13 +28,15 @@ struct State {
     todo: VecDeque<(At, Cached)>,
     /// `None` while it is on its way; then the tree, or what is wrong.
     known: BTreeMap<At, Option<Result<Unpacked, String>>>,
+    /// Those that were put on what is below them.
+    settled: BTreeSet<At>,
 }
 
 impl Pulls {
     /// Those of `wanted` that are among `hits`, in the order of the plan.
     pub fn new<'a>(hits: &Hits, wanted: impl IntoIterator<Item = &'a At>) -> Self {
         let todo = wanted.into_iter().filter_map(|at| Some((*at, hits.get(at)?.clone()))).collect();
-        let state = State { todo, known: BTreeMap::new() };
+        let state = State { todo, ..State::default() };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -90,13 +92,33 @@ impl Pulls {
         self.changed.notify_all();
     }
 
-    /// Waits for a layer; fetches it itself where nobody has begun. The inner error says what is wrong with the entry.
-    pub fn take(
+    /// Has a layer unpacked onto `below`, trees that are whole. The inner error says what is wrong with the entry.
+    pub fn settle(
         &self,
         shared: &Shared<'_>,
         at: At,
         hit: &Cached,
-    ) -> Result<Result<(String, Unpacked), String>, Halt> {
+        below: &[String],
+    ) -> Result<Result<(), String>, Halt> {
+        if self.lock().settled.contains(&at) {
+            return Ok(Ok(()));
+        }
+        let unpacked = match self.take(shared, at, hit)? {
+            Ok(unpacked) => unpacked,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        // What is below has been settled before.
+        let below = below.iter().map(|tree| (tree.clone(), Unpacked::default()));
+        let layers: Vec<_> = below.chain([(tree(at), unpacked)]).collect();
+        if let Err(error) = shared.engine.settle(&layers) {
+            return Ok(Err(error.message));
+        }
+        self.lock().settled.insert(at);
+        Ok(Ok(()))
+    }
+
+    /// Waits for a layer; fetches it itself where nobody has begun. The inner error says what is wrong with the entry.
+    fn take(&self, shared: &Shared<'_>, at: At, hit: &Cached) -> Result<Result<Unpacked, String>, Halt> {
         let mut state = self.lock();
         if let std::collections::btree_map::Entry::Vacant(entry) = state.known.entry(at) {
             entry.insert(None);
@@ -107,13 +129,20 @@ impl Pulls {
         loop {
             shared.check()?;
             if let Some(Some(result)) = state.known.get(&at) {
-                return Ok(result.clone().map(|unpacked| (tree(at), unpacked)));
+                return Ok(result.clone());
             }
             state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-fn tree((stage, op): At) -> String {
+/// What an entry's tree is called; it need not be there.
+pub(in crate::solve) fn tree((stage, op): At) -> String {
     format!("c{stage}-{op}")
+}
+
+/// The operation whose entry a tree is of.
+pub(in crate::solve) fn entry_of(tree: &str) -> Option<At> {
+    let (stage, op) = tree.strip_prefix('c')?.split_once('-')?;
+    Some((stage.parse().ok()?, op.parse().ok()?))
 }
