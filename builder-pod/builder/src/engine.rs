@@ -26,6 +26,17 @@ pub struct View {
     pub upper: String,
 }
 
+/// Media type of the index of a layer: a tar of its entries without what is in the files. It unpacks as the layer does,
+/// with placeholders for the files.
+pub const LAYER_INDEX: &str = "application/vnd.kiln.layer.index.v1.tar+zstd";
+
+/// What a copy did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// Symbolic links were made.
+    pub links: bool,
+}
+
 /// A layer that has been unpacked into a tree of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unpacked {
@@ -156,6 +167,8 @@ pub enum EngineErrorKind {
     User,
     /// The base image breaks a rule or a limit.
     Image,
+    /// A file's content is needed of which only an index is there: the layer itself has to be.
+    Content,
     /// The workspace is full or a limit of the builder was hit.
     Space,
     /// The node does not allow the sandbox.
@@ -204,11 +217,24 @@ impl Stop {
 
 /// Does what a build needs done with files and processes. Calls may be made from several threads.
 pub trait Engine: Send + Sync {
-    /// Unpacks a compressed layer, read from `blob` (a pipe or a file) to its end, into the new tree `tree`.
+    /// Unpacks a compressed layer, or an index of one, read from `blob` (a pipe or a file) to its end, into the new tree
+    /// `tree`; its index goes to `index` (a file), uncompressed.
     ///
     /// # Errors
     /// Kind `Image` for a layer that breaks a rule or a limit.
-    fn unpack(&self, tree: &str, media_type: &str, blob: OwnedFd) -> Result<Unpacked, EngineError>;
+    fn unpack(
+        &self,
+        tree: &str,
+        media_type: &str,
+        blob: OwnedFd,
+        index: Option<OwnedFd>,
+    ) -> Result<Unpacked, EngineError>;
+
+    /// Reads a layer as [`Engine::unpack`] does and writes only its index.
+    ///
+    /// # Errors
+    /// As [`Engine::unpack`].
+    fn index(&self, media_type: &str, blob: OwnedFd, index: OwnedFd) -> Result<Unpacked, EngineError>;
 
     /// Puts right what unpacking each layer alone could not: implied parents take the attributes of the layers below,
     /// hardlinks into layers below are made. `layers` from the bottom up.
@@ -220,20 +246,21 @@ pub trait Engine: Send + Sync {
     /// Copies the entries of a stream (`tree::stream`) into the view.
     ///
     /// # Errors
-    /// Kind `User` when the destination does not fit the sources.
-    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<(), EngineError>;
+    /// Kind `User` when the destination does not fit the sources; kind `Content` when a file may be replaced by itself and
+    /// only a placeholder is there.
+    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<Copied, EngineError>;
 
     /// Copies files of one image (`from`, trees from the bottom up) into the view.
     ///
     /// # Errors
-    /// Kind `User` for a missing source or an unfit destination.
+    /// Kind `User` for a missing source or an unfit destination; `Content` as [`Engine::copy_stream`].
     fn copy_tree(
         &self,
         view: &View,
         to: &Destination,
         from: &[String],
         what: &Selection,
-    ) -> Result<(), EngineError>;
+    ) -> Result<Copied, EngineError>;
 
     /// Makes a directory and its missing parents (0755, `owner`) in the view; an existing one is left as it is.
     ///
@@ -277,7 +304,7 @@ pub trait Engine: Send + Sync {
     /// Looks a `--chown` up (a number alone is user and group, a name brings its primary group).
     ///
     /// # Errors
-    /// Kind `User` for a name that is not there.
+    /// Kind `User` for a name that is not there; `Content` where only an index says that there is a file of users.
     fn owner(&self, lowers: &[String], chown: &str) -> Result<Owner, EngineError>;
 
     /// Runs a command; its output goes to `output`. Every process of the step is gone when this returns.
@@ -287,7 +314,8 @@ pub trait Engine: Send + Sync {
     fn run(&self, step: &Step, output: &mut dyn Output, stop: &Stop) -> Result<Exit, EngineError>;
 
     /// Writes the view's changes against its lowers as an OCI layer (uncompressed tar) into `out` (a pipe's write end).
-    /// `stubs` are [`Exit::stubs`]. With `epoch` (Unix seconds) later mtimes are set to it.
+    /// `stubs` are [`Exit::stubs`]. With `epoch` (Unix seconds) later mtimes are set to it. The layer's index goes to
+    /// `index` (a file), uncompressed.
     ///
     /// # Errors
     /// Kind `Internal` or `Space`.
@@ -297,6 +325,7 @@ pub trait Engine: Send + Sync {
         stubs: &[String],
         epoch: Option<i64>,
         out: OwnedFd,
+        index: Option<OwnedFd>,
     ) -> Result<Diff, EngineError>;
 
     /// Removes trees that nothing needs any more.

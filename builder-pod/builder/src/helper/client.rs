@@ -74,8 +74,9 @@ impl Helper {
     pub fn call<T: DeserializeOwned>(
         &self,
         request: &Request,
-        payload: Option<OwnedFd>,
+        payload: impl IntoIterator<Item = OwnedFd>,
     ) -> Result<T, EngineError> {
+        let payload: Vec<OwnedFd> = payload.into_iter().collect();
         let reply = self.exchange(request, payload).map_err(|error| {
             internal(format!(
                 "the helper process does not answer ({error}); it may have been killed for lack of memory"
@@ -87,11 +88,11 @@ impl Helper {
             .map_err(|error| internal(format!("the helper's answer is not what was asked for: {error}")))
     }
 
-    fn exchange(&self, request: &Request, payload: Option<OwnedFd>) -> std::io::Result<Vec<u8>> {
+    fn exchange(&self, request: &Request, payload: Vec<OwnedFd>) -> std::io::Result<Vec<u8>> {
         let socket = self.socket.as_ref().ok_or(std::io::ErrorKind::NotConnected)?;
         let (mut ours, theirs) = UnixStream::pair()?;
         let fds: Vec<BorrowedFd<'_>> =
-            [Some(theirs.as_fd()), payload.as_ref().map(OwnedFd::as_fd)].into_iter().flatten().collect();
+            [theirs.as_fd()].into_iter().chain(payload.iter().map(OwnedFd::as_fd)).collect();
         wire::send(socket, b"call", &fds)?;
         drop(fds);
         drop((theirs, payload));

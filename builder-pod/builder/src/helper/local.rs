@@ -12,8 +12,8 @@ use super::client::Helper;
 use super::view::{self, work_of};
 use super::wire::Request;
 use crate::engine::{
-    Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, MountSource, Output, Owner, Selection,
-    Step, Stop, Unpacked, User, View,
+    Copied, Destination, Diff, Engine, EngineError, EngineErrorKind, Exit, MountSource, Output, Owner,
+    Selection, Step, Stop, Unpacked, User, View,
 };
 use crate::sandbox::facts::{self, Facts};
 use crate::sandbox::fault::{At as _, Fault, Stage};
@@ -184,16 +184,26 @@ impl Output for Silence {
 }
 
 impl Engine for LocalEngine {
-    fn unpack(&self, tree: &str, media_type: &str, blob: OwnedFd) -> Result<Unpacked, EngineError> {
+    fn unpack(
+        &self,
+        tree: &str,
+        media_type: &str,
+        blob: OwnedFd,
+        index: Option<OwnedFd>,
+    ) -> Result<Unpacked, EngineError> {
         let request = Request::Unpack { tree: tree.to_owned(), media_type: media_type.to_owned() };
-        self.helper.call(&request, Some(blob))
+        self.helper.call(&request, [blob].into_iter().chain(index))
+    }
+
+    fn index(&self, media_type: &str, blob: OwnedFd, index: OwnedFd) -> Result<Unpacked, EngineError> {
+        self.helper.call(&Request::Index { media_type: media_type.to_owned() }, [blob, index])
     }
 
     fn settle(&self, layers: &[(String, Unpacked)]) -> Result<(), EngineError> {
         self.helper.call(&Request::Settle { layers: layers.to_vec() }, None)
     }
 
-    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<(), EngineError> {
+    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<Copied, EngineError> {
         self.helper.call(&Request::CopyStream { view: view.clone(), to: to.clone() }, Some(entries))
     }
 
@@ -203,7 +213,7 @@ impl Engine for LocalEngine {
         to: &Destination,
         from: &[String],
         what: &Selection,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Copied, EngineError> {
         let (view, to, from, what) = (view.clone(), to.clone(), from.to_vec(), what.clone());
         self.helper.call(&Request::CopyTree { view, to, from, what }, None)
     }
@@ -288,8 +298,10 @@ impl Engine for LocalEngine {
         stubs: &[String],
         epoch: Option<i64>,
         out: OwnedFd,
+        index: Option<OwnedFd>,
     ) -> Result<Diff, EngineError> {
-        self.helper.call(&Request::Diff { view: view.clone(), stubs: stubs.to_vec(), epoch }, Some(out))
+        let request = Request::Diff { view: view.clone(), stubs: stubs.to_vec(), epoch };
+        self.helper.call(&request, [out].into_iter().chain(index))
     }
 
     fn remove(&self, trees: &[String]) -> Result<(), EngineError> {

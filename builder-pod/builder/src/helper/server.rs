@@ -75,7 +75,7 @@ fn serve(socket: &OwnedFd, trees: &Arc<OwnedFd>) {
     while let Ok(Some((_, fds))) = wire::receive(socket) {
         let mut fds = fds.into_iter();
         let Some(call) = fds.next().map(UnixStream::from) else { continue };
-        let payload = fds.next().map(File::from);
+        let payload = fds.map(File::from).collect();
         let trees = Arc::clone(trees);
         // Without a thread the call's socket closes, which the builder takes for a failure.
         let _ =
@@ -83,7 +83,7 @@ fn serve(socket: &OwnedFd, trees: &Arc<OwnedFd>) {
     }
 }
 
-fn answer(mut call: UnixStream, payload: Option<File>, trees: &OwnedFd) {
+fn answer(mut call: UnixStream, payload: Vec<File>, trees: &OwnedFd) {
     let mut bytes = Vec::new();
     let reply: Reply = match (&call).take(MAX_BODY).read_to_end(&mut bytes) {
         Ok(_) => match serde_json::from_slice(&bytes) {
@@ -98,7 +98,8 @@ fn answer(mut call: UnixStream, payload: Option<File>, trees: &OwnedFd) {
     }
 }
 
-fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
+fn perform(request: Request, payload: Vec<File>, trees: &OwnedFd) -> Reply {
+    let mut payload = payload.into_iter();
     let needed =
         |payload: Option<File>| payload.ok_or_else(|| internal("the call brought no descriptor".to_owned()));
     match request {
@@ -107,7 +108,11 @@ fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
             rustix::fs::mkdir(&tree, Mode::from_raw_mode(0o755))
                 .map_err(|error| internal(format!("cannot make tree {tree}: {error}")))?;
             let place = view::directory(&tree)?;
-            value(tree::unpack(needed(payload)?, &media_type, place.as_fd())?)
+            value(tree::unpack(needed(payload.next())?, &media_type, place.as_fd(), payload.next())?)
+        }
+        Request::Index { media_type } => {
+            let blob = needed(payload.next())?;
+            value(tree::index(blob, &media_type, needed(payload.next())?)?)
         }
         Request::Settle { layers } => {
             let mut opened = Vec::with_capacity(layers.len());
@@ -119,7 +124,7 @@ fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
         }
         Request::CopyStream { view, to } => {
             let root = view::for_copy(trees, &view, to.link)?;
-            value(tree::copy_stream(root.as_fd(), &to, needed(payload)?)?)
+            value(tree::copy_stream(root.as_fd(), &to, needed(payload.next())?)?)
         }
         Request::CopyTree { view, to, from, what } => {
             let from = view::readable(&from)?;
@@ -143,7 +148,8 @@ fn perform(request: Request, payload: Option<File>, trees: &OwnedFd) -> Reply {
             let upper = view::directory(&view.upper)?;
             let lower = if view.lowers.is_empty() { None } else { Some(view::readable(&view.lowers)?) };
             let lower = lower.as_ref().map(OwnedFd::as_fd);
-            value(tree::diff(upper.as_fd(), lower, &stubs, epoch, needed(payload)?)?)
+            let out = needed(payload.next())?;
+            value(tree::diff(upper.as_fd(), lower, &stubs, epoch, out, payload.next())?)
         }
         Request::Remove { trees: names } => {
             view::check(&names)?;

@@ -1,7 +1,7 @@
 //! How builder and helper talk.
 //!
 //! One packet socket connects them. After the handshake the builder sends on it, per call, one end of a new stream socket
-//! and the descriptor that the call is about, if any; the request is all that comes on the stream until its end, the
+//! and the descriptors that the call is about, if any; the request is all that comes on the stream until its end, the
 //! reply all that goes back. So calls of any size run side by side.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -37,11 +37,13 @@ pub enum Hello {
     Failed(Fault),
 }
 
-/// A call. Those about a stream of bytes bring one descriptor.
+/// A call. Those about streams of bytes bring descriptors.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// [`crate::engine::Engine::unpack`]; with the blob.
+    /// [`crate::engine::Engine::unpack`]; with the blob, and the place for the index if that is wanted.
     Unpack { tree: String, media_type: String },
+    /// [`crate::engine::Engine::index`]; with the blob and the place for the index.
+    Index { media_type: String },
     /// [`crate::engine::Engine::settle`].
     Settle { layers: Vec<(String, Unpacked)> },
     /// [`crate::engine::Engine::copy_stream`]; with the stream.
@@ -60,7 +62,7 @@ pub enum Request {
     Prepare { view: View },
     /// Takes the mount points out of an upper tree that its step needed.
     RemoveStubs { upper: String, stubs: Vec<String> },
-    /// [`crate::engine::Engine::diff`]; with the place for the tar.
+    /// [`crate::engine::Engine::diff`]; with the place for the tar, and that for its index if it is wanted.
     Diff { view: View, stubs: Vec<String>, epoch: Option<i64> },
     /// [`crate::engine::Engine::remove`].
     Remove { trees: Vec<String> },
@@ -76,7 +78,7 @@ pub type Reply = Result<serde_json::Value, EngineError>;
 /// # Errors
 /// When the other side is gone.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(rustix::io::Errno::INVAL);
@@ -93,7 +95,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::
 /// The kernel's.
 pub fn receive(socket: impl AsFd) -> rustix::io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_PACKET];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(

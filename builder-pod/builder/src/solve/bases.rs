@@ -2,17 +2,20 @@
 //! order in which stages need them.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
 use kiln_contract::{Descriptor, Failure, FailureClass, reason};
 
+use super::cache::save::Save;
 use super::failure::{Halt, internal, of_engine};
-use super::publish::spawn;
+use super::publish::{Publisher, spawn};
 use super::shared::Shared;
 use crate::courier::CourierError;
-use crate::engine::Unpacked;
+use crate::engine::{EngineError, Unpacked};
 use crate::plan::BaseImage;
 
 /// Layers on their way at a time: the work is decompression, and two cores are usual.
@@ -23,6 +26,8 @@ pub(super) const TICK: Duration = Duration::from_millis(50);
 /// The base images of a build.
 pub(super) struct Bases<'a> {
     images: &'a [BaseImage],
+    /// Who keeps indexes.
+    keep: Option<&'a Publisher<'a>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -41,8 +46,8 @@ struct Image {
 }
 
 impl<'a> Bases<'a> {
-    /// `wanted` are the images whose files are sure to be read.
-    pub fn new(images: &'a [BaseImage], wanted: &BTreeSet<usize>) -> Self {
+    /// `wanted` are the images whose files are sure to be read; what their layers have is kept by `keep`.
+    pub fn new(images: &'a [BaseImage], wanted: &BTreeSet<usize>, keep: Option<&'a Publisher<'a>>) -> Self {
         let mut todo = VecDeque::new();
         for image in wanted {
             todo.extend((0..images[*image].resolved.layers.len()).map(|layer| (*image, layer)));
@@ -56,7 +61,7 @@ impl<'a> Bases<'a> {
                 wanted: wanted.contains(&number),
             })
             .collect();
-        Self { images, state: Mutex::new(State { todo, images: states }), changed: Condvar::new() }
+        Self { images, keep, state: Mutex::new(State { todo, images: states }), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -134,13 +139,21 @@ impl Bases<'_> {
             named: &named,
             blob: &resolved.layers[layer],
             diff_id: diff_ids.get(layer).map_or("", String::as_str),
-            tree: tree(image, layer),
         };
-        fetch(shared, &wanted)
+        let (tree, media_type) = (tree(image, layer), &wanted.blob.media_type);
+        let index = self.keep.map(Publisher::new_index).transpose()?.flatten();
+        let copy = index.as_ref().map(File::try_clone).transpose();
+        let copy = copy.map_err(|e| internal(format!("sharing an index: {e}")))?.map(OwnedFd::from);
+        let unpacked = fetch(shared, &wanted, |blob| shared.engine.unpack(&tree, media_type, blob, copy))?;
+        if let (Some(publisher), Some(index)) = (self.keep, index) {
+            publisher.save(Save::Index { diff_id: unpacked.diff_id.clone(), index });
+        }
+        Ok(unpacked)
     }
 }
 
-fn tree(image: usize, layer: usize) -> String {
+/// What a layer's tree is called; it need not be there.
+pub(super) fn tree(image: usize, layer: usize) -> String {
     format!("b{image}-{layer}")
 }
 
@@ -150,7 +163,7 @@ pub(super) fn layer_of(tree: &str) -> Option<(usize, usize)> {
     Some((image.parse().ok()?, layer.parse().ok()?))
 }
 
-/// A layer that is to be unpacked.
+/// A layer that is to be read.
 pub(super) struct Wanted<'a> {
     /// Pinned name of its image.
     pub image: &'a str,
@@ -159,17 +172,19 @@ pub(super) struct Wanted<'a> {
     pub blob: &'a Descriptor,
     /// What it has to be when unpacked.
     pub diff_id: &'a str,
-    /// Where it goes.
-    pub tree: String,
 }
 
-/// Downloads and unpacks one layer, and checks that it is the one that is meant.
-pub(super) fn fetch(shared: &Shared<'_>, wanted: &Wanted<'_>) -> Result<Unpacked, Halt> {
-    let Wanted { image, named, blob, diff_id, tree } = wanted;
+/// Downloads one layer for `take`, which unpacks it, and checks that it is the one that is meant.
+pub(super) fn fetch(
+    shared: &Shared<'_>,
+    wanted: &Wanted<'_>,
+    take: impl FnOnce(OwnedFd) -> Result<Unpacked, EngineError>,
+) -> Result<Unpacked, Halt> {
+    let Wanted { image, named, blob, diff_id } = wanted;
     let (read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
     let (sent, unpacked) = std::thread::scope(|s| {
         let sending = s.spawn(|| shared.courier.read_blob(image, blob, write.into()));
-        let unpacked = shared.engine.unpack(tree, &blob.media_type, read.into());
+        let unpacked = take(read.into());
         (sending.join(), unpacked)
     });
     let sent = sent.map_err(|_| internal("a thread that read a layer panicked"))?;

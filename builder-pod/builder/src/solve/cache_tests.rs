@@ -97,9 +97,12 @@ fn stages_are_kept_and_skipped() {
     rig.build(&STAGES.replace("COPY a /a", "COPY b /a")).unwrap();
     assert_eq!(rig.engine.notes.of(&["run"]), Vec::<String>::new());
     assert_eq!(rig.engine.notes.of(&["copy_"]), ["copy_stream s1 b -> /a"]);
-    // The base of the image, and its two cached layers; nothing of the stage.
-    assert_eq!(rig.engine.notes.of(&["unpack"]).len(), 4);
-    assert_eq!(rig.courier.notes.of(&["cache_get"]).len(), 3);
+    // The base of the image, and its two cached layers, are looked at; nothing of the stage.
+    assert_eq!(rig.engine.notes.of(&["unpack", "index"]), Vec::<String>::new());
+    assert_eq!(rig.engine.notes.of(&["skeleton"]).len(), 4);
+    let read = rig.courier.notes.of(&["read_blob"]);
+    assert_eq!(read.len(), 4, "indexes, {read:?}");
+    assert_eq!(rig.courier.notes.of(&["cache_get"]).len(), 3 + 4 + 1, "steps, indexes, and the new layer's");
     let cached = rig.courier.notes.of(&["event cached"]);
     assert_eq!(cached, ["event cached 2", "event cached 3", "event cached 5", "event cached 6"]);
     let mut rig = again(rig);

@@ -10,7 +10,7 @@ use super::checkout::Checkout;
 use super::failure::{Halt, internal, of_engine};
 use super::publish::spool_file;
 use super::step::Steps;
-use crate::engine::{Destination, EngineError, EngineErrorKind, Selection, View};
+use crate::engine::{Copied, Destination, EngineError, EngineErrorKind, Selection, View};
 use crate::plan::{Action, CopyFrom, Item};
 use crate::tree;
 
@@ -48,11 +48,13 @@ impl Steps<'_> {
             }
             CopyFrom::Stage(stage) => {
                 let trees = self.whole(&self.left(stage).trees)?;
-                self.shared.engine.copy_tree(view, to, &trees, what)?;
+                let copied = self.shared.engine.copy_tree(view, to, &trees, what)?;
+                self.made_links(&view.upper, copied);
             }
             CopyFrom::Image(image) => {
                 let trees = self.bases.trees(self.shared, image)?;
-                self.shared.engine.copy_tree(view, to, &trees, what)?;
+                let copied = self.shared.engine.copy_tree(view, to, &trees, what)?;
+                self.made_links(&view.upper, copied);
             }
         }
         Ok(())
@@ -120,6 +122,17 @@ impl Steps<'_> {
         to: &Destination,
         send: impl FnOnce(OwnedFd) -> Result<(), EngineError> + Send,
     ) -> Result<(), EngineError> {
+        let copied = self.copy_through(view, to, send)?;
+        self.made_links(&view.upper, copied);
+        Ok(())
+    }
+
+    fn copy_through(
+        &self,
+        view: &View,
+        to: &Destination,
+        send: impl FnOnce(OwnedFd) -> Result<(), EngineError> + Send,
+    ) -> Result<Copied, EngineError> {
         let fault = |message: String| EngineError { kind: EngineErrorKind::Internal, message };
         let (read, write) = std::io::pipe().map_err(|e| fault(format!("making a pipe: {e}")))?;
         let (sent, copied) = std::thread::scope(|s| {
@@ -139,7 +152,7 @@ impl Steps<'_> {
                     sent
                 })
             }
-            (Err(sent), Ok(())) => Err(sent),
+            (Err(sent), Ok(_)) => Err(sent),
         }
     }
 }

@@ -108,7 +108,8 @@ pub fn of_engine(error: &EngineError, during: Option<&Action>) -> Halt {
         ),
         EngineErrorKind::Image => (FailureClass::User, reason::BASE_IMAGE_INVALID),
         EngineErrorKind::Isolation => (FailureClass::Policy, reason::ISOLATION_UNAVAILABLE),
-        EngineErrorKind::Space | EngineErrorKind::Internal => {
+        // Who asks of an index does so again of the layer.
+        EngineErrorKind::Content | EngineErrorKind::Space | EngineErrorKind::Internal => {
             (FailureClass::Infrastructure, reason::INTERNAL)
         }
     };

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::courier::{Cached, CourierError, Fetched};
 use crate::engine::{
-    Destination, Diff, EngineErrorKind, Exit, MountSource, Output, Owner, Secret, Step, Unpacked, User, View,
+    Copied, Destination, Diff, EngineErrorKind, Exit, LAYER_INDEX, MountSource, Output, Owner, Secret, Step,
+    Unpacked, User, View,
 };
 
 pub(crate) fn id(text: &str) -> String {
@@ -59,6 +60,10 @@ pub(crate) struct FakeEngine {
     pub sockets: Mutex<BTreeMap<String, std::path::PathBuf>>,
     /// Commands that wait until the build is told to stop.
     pub endless: bool,
+    /// Copies onto these lowers need more than looks.
+    pub needs_content: bool,
+    /// Copies make links.
+    pub links: bool,
     /// What a call (by its first word) fails with.
     pub fail: BTreeMap<&'static str, EngineError>,
 }
@@ -67,6 +72,14 @@ impl FakeEngine {
     fn note(&self, word: &'static str, rest: &str) -> Result<(), EngineError> {
         self.notes.add(format!("{word} {rest}"));
         self.fail.get(word).cloned().map_or(Ok(()), Err)
+    }
+
+    fn copied(&self, view: &View) -> Result<Copied, EngineError> {
+        if self.needs_content && view.lowers.iter().any(|tree| tree.starts_with('k')) {
+            let message = "only a placeholder is there".to_owned();
+            return Err(EngineError { kind: EngineErrorKind::Content, message });
+        }
+        Ok(Copied { links: self.links })
     }
 }
 
@@ -77,9 +90,31 @@ fn read_all(fd: OwnedFd) -> String {
 }
 
 impl Engine for FakeEngine {
-    fn unpack(&self, tree: &str, _media_type: &str, blob: OwnedFd) -> Result<Unpacked, EngineError> {
+    fn unpack(
+        &self,
+        tree: &str,
+        media_type: &str,
+        blob: OwnedFd,
+        index: Option<OwnedFd>,
+    ) -> Result<Unpacked, EngineError> {
+        if media_type == LAYER_INDEX {
+            std::io::copy(&mut std::fs::File::from(blob), &mut std::io::sink()).unwrap();
+            self.note("skeleton", tree)?;
+            return Ok(Unpacked::default());
+        }
+        if let Some(out) = index {
+            std::fs::File::from(out).write_all(&[0; 1024]).unwrap();
+        }
         let text = read_all(blob);
         self.note("unpack", &format!("{tree} {text}"))?;
+        Ok(Unpacked { diff_id: id(&text), ..Unpacked::default() })
+    }
+
+    fn index(&self, _media_type: &str, blob: OwnedFd, index: OwnedFd) -> Result<Unpacked, EngineError> {
+        let text = read_all(blob);
+        self.note("index", &text)?;
+        // A tar without entries.
+        std::fs::File::from(index).write_all(&[0; 1024]).unwrap();
         Ok(Unpacked { diff_id: id(&text), ..Unpacked::default() })
     }
 
@@ -87,9 +122,10 @@ impl Engine for FakeEngine {
         self.note("settle", &layers.iter().map(|(tree, _)| tree.as_str()).collect::<Vec<_>>().join(","))
     }
 
-    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<(), EngineError> {
+    fn copy_stream(&self, view: &View, to: &Destination, entries: OwnedFd) -> Result<Copied, EngineError> {
         let text = read_all(entries);
-        self.note("copy_stream", &format!("{} {text} -> {}", view.upper, to.path))
+        self.note("copy_stream", &format!("{} {text} -> {}", view.upper, to.path))?;
+        self.copied(view)
     }
 
     fn copy_tree(
@@ -98,9 +134,10 @@ impl Engine for FakeEngine {
         to: &Destination,
         from: &[String],
         what: &Selection,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Copied, EngineError> {
         let rest = format!("{} {} {} -> {}", view.upper, from.join(","), what.sources.join(","), to.path);
-        self.note("copy_tree", &rest)
+        self.note("copy_tree", &rest)?;
+        self.copied(view)
     }
 
     fn make_directory(&self, view: &View, path: &str, owner: Owner) -> Result<(), EngineError> {
@@ -178,7 +215,11 @@ impl Engine for FakeEngine {
         stubs: &[String],
         epoch: Option<i64>,
         out: OwnedFd,
+        index: Option<OwnedFd>,
     ) -> Result<Diff, EngineError> {
+        if let Some(out) = index {
+            std::fs::File::from(out).write_all(&[0; 1024]).unwrap();
+        }
         self.note("diff", &format!("{} {} {epoch:?}", view.upper, stubs.join(",")))?;
         std::fs::File::from(out).write_all(format!("layer {}", view.upper).as_bytes()).unwrap();
         Ok(Diff::default())
@@ -212,6 +253,15 @@ impl FakeCourier {
     }
 }
 
+/// Any bytes as a text, a character for each.
+fn text_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| char::from(*byte)).collect()
+}
+
+fn bytes_of(text: &str) -> Vec<u8> {
+    text.chars().filter_map(|c| u8::try_from(c).ok()).collect()
+}
+
 /// The bytes of a layer of an image.
 fn bytes(reference: &str, layer: usize) -> String {
     format!("{reference}:{layer}")
@@ -242,7 +292,7 @@ impl Courier for FakeCourier {
     fn read_blob(&self, image: &str, blob: &Descriptor, into: OwnedFd) -> Result<(), CourierError> {
         if let Some(text) = self.blobs.lock().unwrap().get(&blob.digest) {
             self.note("read_blob", text)?;
-            let _ = std::fs::File::from(into).write_all(text.as_bytes());
+            let _ = std::fs::File::from(into).write_all(&bytes_of(text));
             return Ok(());
         }
         let layer = (0..2).find(|n| blob.digest == id(&format!("blob {}", bytes(image, *n)))).unwrap();
@@ -289,12 +339,12 @@ impl Courier for FakeCourier {
         entry: &CacheEntry,
         file: Option<BorrowedFd<'_>>,
     ) -> Result<Stored, CourierError> {
-        self.note("cache_put", if file.is_some() { "file" } else { "output" })?;
+        let word = if entry.layer.media_type == LAYER_INDEX { "keep_index" } else { "cache_put" };
+        self.note(word, if file.is_some() { "file" } else { "output" })?;
         if let Some(file) = file {
             let mut text = vec![0; usize::try_from(entry.layer.size).unwrap()];
             rustix::io::pread(file, &mut text[..], 0).unwrap();
-            let text = String::from_utf8(text).unwrap();
-            self.blobs.lock().unwrap().insert(entry.layer.digest.clone(), text);
+            self.blobs.lock().unwrap().insert(entry.layer.digest.clone(), text_of(&text));
         }
         assert!(self.blobs.lock().unwrap().contains_key(&entry.layer.digest));
         self.entries.lock().unwrap().insert(key.to_owned(), entry.clone());

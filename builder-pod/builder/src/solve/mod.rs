@@ -8,6 +8,7 @@ mod checkout;
 mod command;
 mod copy;
 pub mod failure;
+mod lazy;
 pub mod log;
 mod lower;
 mod mount;
@@ -42,6 +43,7 @@ use cache::lookup::{Hits, look_up};
 use cache::pull::Pulls;
 use cache::save;
 use failure::{Halt, internal};
+use lazy::Lazy;
 use log::{Entry, Log};
 use publish::{Layer, Publisher};
 use shared::Shared;
@@ -149,12 +151,20 @@ pub fn solve(
     };
     let (saves, to_save) = channel();
     let saves = known.keys.is_some().then_some(saves);
-    // Who only looks at files has to have them, too.
-    let bases = Bases::new(&plan.images, &(&known.work.images | &known.work.look_images));
-    let pulls = Pulls::new(&known.hits, &(&known.work.unpack | &known.work.look));
     let publisher = Publisher::new(world.spool, plan.epoch, world.pack, base_blobs(plan), saves);
+    let cache = known.keys.is_some();
+    let bases = Bases::new(&plan.images, &known.work.images, cache.then_some(&publisher));
+    let pulls = Pulls::new(&known.hits, &known.work.unpack);
+    let lazy = Lazy::new(plan, &known.work, &known.hits, cache, &publisher);
     let kept = Mutex::default();
-    let tools = Tools { shared: &shared, bases: &bases, early: &early, pulls: &pulls, publisher: &publisher };
+    let tools = Tools {
+        shared: &shared,
+        bases: &bases,
+        early: &early,
+        pulls: &pulls,
+        lazy: &lazy,
+        publisher: &publisher,
+    };
     let mut steps = Steps::new(plan, wishes, world, tools, known);
     let committed = std::thread::scope(|beside| {
         // What is for the cache is kept beside the build, and to its end after it.
@@ -168,6 +178,7 @@ pub fn solve(
                 keeping?;
                 bases.start(scope, &shared)?;
                 pulls.start(scope, &shared)?;
+                lazy.start(scope, &shared)?;
                 let jobs = publisher.start(scope, &shared)?;
                 steps.run(&jobs, log)
             };
@@ -193,7 +204,7 @@ pub fn solve(
         committed
     });
     let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(text) = kept.warning().filter(|_| committed.is_ok()) {
+    for text in [lazy.warning(), kept.warning()].into_iter().flatten().filter(|_| committed.is_ok()) {
         log.entry(Entry::Warning { text: &text });
     }
     committed

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
@@ -159,11 +159,13 @@ impl<'a> Publisher<'a> {
 
     /// The layer of what a step left, as a file without a name.
     pub fn make(&self, shared: &Shared<'_>, view: &View, stubs: &[String]) -> Result<(Blob, File), Halt> {
-        let name = format!("layer{}", self.names.fetch_add(1, Ordering::Relaxed));
-        let mut file = spool_file(self.spool, &name)?;
+        let mut file = self.new_file()?;
+        let index = self.new_index()?;
+        let copy = index.as_ref().map(File::try_clone).transpose();
+        let copy = copy.map_err(|e| internal(format!("sharing an index: {e}")))?.map(OwnedFd::from);
         let (mut read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
         let (diffed, blob) = std::thread::scope(|s| {
-            let diffing = s.spawn(|| shared.engine.diff(view, stubs, self.epoch, write.into()));
+            let diffing = s.spawn(|| shared.engine.diff(view, stubs, self.epoch, write.into(), copy));
             let blob = self.pack.pack(&mut read, &mut file);
             // A writer that nobody reads any more must not wait for ever.
             drop(read);
@@ -173,8 +175,24 @@ impl<'a> Publisher<'a> {
         match (diffed, blob) {
             (_, Err(problem)) => Err(internal(format!("making a layer: {problem}")).into()),
             (Err(error), Ok(_)) => Err(of_engine(&error, None)),
-            (Ok(_), Ok(blob)) => Ok((blob, file)),
+            (Ok(_), Ok(blob)) => {
+                if let Some(index) = index {
+                    self.save(Save::Index { diff_id: blob.diff_id.clone(), index });
+                }
+                Ok((blob, file))
+            }
         }
+    }
+
+    /// A file without a name.
+    pub fn new_file(&self) -> Result<File, Halt> {
+        spool_file(self.spool, &format!("layer{}", self.names.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A file for an index that somebody will keep; none where nobody does.
+    pub fn new_index(&self) -> Result<Option<File>, Halt> {
+        let keeps = self.saves.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        keeps.then(|| self.new_file()).transpose()
     }
 
     fn send_all(&self, shared: &Shared<'_>) {

@@ -1,6 +1,7 @@
 //! The steps, one after another, stage by stage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::sync::mpsc::SyncSender;
 
 use kiln_contract::journal::Event;
@@ -11,8 +12,8 @@ use super::cache::At;
 use super::cache::decide;
 use super::cache::pull::{self, Pulls};
 use super::cache::save::{Label, Save};
-use super::copy::check_owner;
 use super::failure::{Halt, of_engine};
+use super::lazy::Lazy;
 use super::log::{Entry, Log};
 use super::mount::Mounted;
 use super::publish::{Job, Layer, Publisher};
@@ -20,8 +21,8 @@ use super::shared::{Place, Shared};
 use super::{Known, Wishes, World, agent, short};
 use crate::courier::Cached;
 use crate::engine::Step as Command;
-use crate::engine::{Destination, EngineError, Owner, View};
-use crate::plan::{Action, Base, Item, Op, Plan};
+use crate::engine::{EngineError, View};
+use crate::plan::{Action, Base, Op, Plan};
 
 /// Runs the steps of a plan.
 pub(super) struct Steps<'a> {
@@ -32,6 +33,9 @@ pub(super) struct Steps<'a> {
     pub(super) bases: &'a Bases<'a>,
     pub(super) early: &'a super::cache::facts::Early,
     pub(super) pulls: &'a Pulls,
+    pub(super) lazy: &'a Lazy<'a>,
+    /// Trees made by COPY and WORKDIR without a symbolic link in them.
+    pub(super) plain: Mutex<BTreeSet<String>>,
     publisher: &'a Publisher<'a>,
     pub(super) known: Known,
     /// What each stage that was gone through left.
@@ -60,12 +64,13 @@ pub(super) struct Tools<'a> {
     pub bases: &'a Bases<'a>,
     pub early: &'a super::cache::facts::Early,
     pub pulls: &'a Pulls,
+    pub lazy: &'a Lazy<'a>,
     pub publisher: &'a Publisher<'a>,
 }
 
 impl<'a> Steps<'a> {
     pub fn new(plan: &'a Plan, wishes: Wishes<'a>, world: World<'a>, tools: Tools<'a>, known: Known) -> Self {
-        let Tools { shared, bases, early, pulls, publisher } = tools;
+        let Tools { shared, bases, early, pulls, lazy, publisher } = tools;
         Self {
             plan,
             wishes,
@@ -74,6 +79,8 @@ impl<'a> Steps<'a> {
             bases,
             early,
             pulls,
+            lazy,
+            plain: Mutex::default(),
             publisher,
             known,
             stages: BTreeMap::new(),
@@ -179,8 +186,13 @@ impl<'a> Steps<'a> {
             Base::Stage(parent) => self.left(parent),
             Base::Image(image) => {
                 // A base that does not come is the fault of its FROM.
-                let wait = || self.bases.trees(self.shared, image);
-                let trees = if wanted { wait()? } else { self.bases.names(image) };
+                let trees =
+                    if wanted { self.bases.trees(self.shared, image)? } else { self.bases.names(image) };
+                for tree in &trees {
+                    if self.lazy.has(tree) && !wanted {
+                        let _ = self.lazy.wait(self.shared, tree)?;
+                    }
+                }
                 Left { trees, id: self.plan.images[image].resolved.digest.clone(), cached: None }
             }
         })
@@ -197,8 +209,12 @@ impl<'a> Steps<'a> {
         let plan = self.plan;
         let op = &plan.stages[at.0].ops[at.1];
         if let Some(hit) = self.known.hits.get(&at).cloned() {
-            let work = &self.known.work;
-            let unpack = work.unpack.contains(&at) || work.look.contains(&at);
+            let mut unpack = self.known.work.unpack.contains(&at);
+            if self.known.work.look.contains(&at) {
+                // Without its looks it has to come itself, which says what is wrong.
+                unpack |=
+                    !self.lazy.has(&pull::tree(at)) || self.lazy.wait(self.shared, &pull::tree(at))?.is_err();
+            }
             match if unpack { self.unpack(at, &hit, left)? } else { Ok(()) } {
                 Ok(()) => {
                     left.trees.push(pull::tree(at));
@@ -258,6 +274,12 @@ impl<'a> Steps<'a> {
         before.map(|stage| stage.ops.len()).sum::<usize>() + op
     }
 
+    /// A name for the tree of an operation.
+    pub(super) fn upper(&mut self) -> String {
+        self.uppers += 1;
+        format!("s{}", self.uppers)
+    }
+
     /// Carries an operation out.
     fn make(
         &mut self,
@@ -267,13 +289,11 @@ impl<'a> Steps<'a> {
         jobs: &SyncSender<Job>,
         log: &mut dyn Log,
     ) -> Result<(), Halt> {
-        self.uppers += 1;
-        let upper = format!("s{}", self.uppers);
-        let view = View { lowers: self.lowers(&left.trees, &op.action)?, upper };
-        let engine = |error: EngineError| of_engine(&error, Some(&op.action));
         let mut stubs = Vec::new();
-        match &op.action {
-            Action::Run { argv, script, env, proxies: _, cwd, user, network, mounts } => {
+        let view =
+            if let Action::Run { argv, script, env, proxies: _, cwd, user, network, mounts } = &op.action {
+                let view = View { lowers: self.whole(&left.trees)?, upper: self.upper() };
+                let engine = |error: EngineError| of_engine(&error, Some(&op.action));
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
                 if !user.home.is_empty() && !env.iter().any(|pair| pair.starts_with("HOME=")) {
@@ -296,40 +316,10 @@ impl<'a> Steps<'a> {
                     let ended = agent::with(&prepared.agents, steps.shared.courier, run)?;
                     ended.map(|exit| exit.stubs).map_err(|fault| fault.into_halt(&op.action))
                 })?;
-            }
-            Action::Workdir { path, user } => {
-                let owner = match user {
-                    Some(user) => self.shared.engine.owner(&view.lowers, user).map_err(engine)?,
-                    None => Owner::default(),
-                };
-                self.shared.engine.make_directory(&view, path, owner).map_err(engine)?;
-            }
-            Action::Copy { from, items, dest, chown, mode, unpack, link } => {
-                let owner = match chown {
-                    Some(chown) => {
-                        check_owner(&view.lowers, chown)?;
-                        Some(self.shared.engine.owner(&view.lowers, chown).map_err(engine)?)
-                    }
-                    None => None,
-                };
-                let mut to = Destination {
-                    path: dest.clone(),
-                    sources: items.len(),
-                    owner,
-                    mode: mode.clone(),
-                    unpack: false,
-                    link: *link,
-                };
-                for item in items {
-                    to.unpack = match item {
-                        Item::Files(_) => unpack.unwrap_or(true),
-                        Item::Url { .. } => unpack.unwrap_or(false),
-                        Item::Inline(_) | Item::Git { .. } => false,
-                    };
-                    self.item(&view, &to, *from, item).map_err(|halt| halt.into_halt(&op.action))?;
-                }
-            }
-        }
+                view
+            } else {
+                self.place(&left.trees, &op.action)?
+            };
         left.trees.push(view.upper.clone());
         let created = (self.world.clock)();
         self.ended.insert(op.step, created.clone());

@@ -109,6 +109,41 @@ fn what_no_step_reads_is_not_downloaded() {
     assert_eq!(rig.engine.notes.of(&["unpack"]).len(), 2);
 }
 
+#[test]
+fn what_is_only_looked_at_is_read_for_its_index() {
+    let text = "FROM alpine\nCOPY a /a\nWORKDIR /w\n";
+    let mut rig = Rig::default();
+    rig.build(text).unwrap();
+    assert_eq!(rig.engine.notes.of(&["unpack"]), Vec::<String>::new());
+    assert_eq!(rig.engine.notes.of(&["index"]).len(), 2);
+    assert_eq!(
+        rig.engine.notes.of(&["skeleton"]),
+        ["skeleton k0-b0-0", "skeleton k0-b0-1"],
+        "once for both steps"
+    );
+    assert_eq!(rig.engine.notes.of(&["settle"]), ["settle k0-b0-0,k0-b0-1"]);
+    // A link that a step made may lead anywhere: then all of it is looked at.
+    let mut rig = Rig { engine: FakeEngine { links: true, ..FakeEngine::default() }, ..Rig::default() };
+    rig.build(text).unwrap();
+    assert_eq!(rig.engine.notes.of(&["skeleton k1"]).len(), 2);
+    // A base that is read anyway is not looked at beside that.
+    let mut rig = Rig::default();
+    rig.build("FROM alpine\nCOPY a /a\nRUN one\n").unwrap();
+    assert_eq!(rig.engine.notes.of(&["index", "skeleton"]), Vec::<String>::new());
+}
+
+#[test]
+fn where_looks_do_not_do_the_layer_is_fetched() {
+    let mut rig =
+        Rig { engine: FakeEngine { needs_content: true, ..FakeEngine::default() }, ..Rig::default() };
+    rig.build("FROM alpine\nCOPY a /a\nCOPY b /b\n").unwrap();
+    assert_eq!(rig.engine.notes.of(&["unpack"]).len(), 2);
+    assert_eq!(rig.engine.notes.of(&["remove"]), ["remove s1", "remove s3"]);
+    assert_eq!(rig.engine.notes.of(&["diff"]).len(), 2);
+    let (_, layers) = rig.courier.committed.lock().unwrap().clone().unwrap();
+    assert_eq!(layers.len(), 4);
+}
+
 const SEED: &str = "FROM alpine\nRUN one\nRUN two\nCMD [\"x\"]\n";
 
 #[test]

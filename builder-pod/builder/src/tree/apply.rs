@@ -19,9 +19,10 @@ use super::TreeError;
 use super::archive;
 use super::at::{self, Meta};
 use super::events::{Content, Event, Sink, Why};
+use super::index::check_replaced;
 use super::walk::{Guide, Missing, walk};
 use crate::chmod::Chmod;
-use crate::engine::{Destination, Owner};
+use crate::engine::{Copied, Destination, Owner};
 
 /// Writes events into a tree.
 pub(super) struct Applier<'a> {
@@ -35,6 +36,8 @@ pub(super) struct Applier<'a> {
     levels: Vec<Level>,
     /// Files with further names: their directory below the first level, and their name there.
     links: HashMap<u64, (Vec<u8>, Vec<u8>)>,
+    /// What was done so far.
+    pub copied: Copied,
 }
 
 struct Level {
@@ -104,7 +107,15 @@ pub(super) fn destination(path: &str) -> (Vec<u8>, bool) {
 impl<'a> Applier<'a> {
     /// Writes to `to` in `root`.
     pub fn new(root: BorrowedFd<'a>, to: &'a Destination) -> Self {
-        Self { root, to, undecided: None, file: None, levels: Vec::new(), links: HashMap::new() }
+        Self {
+            root,
+            to,
+            undecided: None,
+            file: None,
+            levels: Vec::new(),
+            links: HashMap::new(),
+            copied: Copied::default(),
+        }
     }
 
     fn parents(&self) -> MakeParents {
@@ -253,6 +264,8 @@ impl<'a> Applier<'a> {
             let start = archive::start(&mut held)?;
             if archive::is_archive(&start) {
                 let whole = io::Cursor::new(start).chain(held);
+                // Whatever may be in it.
+                self.copied.links = true;
                 return archive::unpack_into(self.root, self.to, whole);
             }
             self.prepare(&undecided, None)?;
@@ -276,6 +289,7 @@ impl<'a> Applier<'a> {
     ) -> Result<(), TreeError> {
         let wanted = self.wanted(meta, false);
         let (dir, name, path) = self.place(name)?;
+        check_replaced(dir, &name, wanted.mtime, &path)?;
         Self::clear(dir, &name, &path)?;
         let mut file =
             at::create_file(dir, &name).map_err(|e| TreeError::io("making", &path, e).of_user())?;
@@ -314,9 +328,12 @@ impl<'a> Applier<'a> {
                 message: format!("{:?} links to a file that was not sent", show(&path)),
             });
         };
-        Self::clear(dir, &name, &path)?;
         let failed = |e: Errno| TreeError::io("linking", &path, e).of_user();
         let from = at::open_plain(top.dir.as_fd(), inner).map_err(failed)?;
+        if let Some(stat) = at::look(&from, first).map_err(failed)? {
+            check_replaced(dir, &name, Meta::of(&stat).mtime, &path)?;
+        }
+        Self::clear(dir, &name, &path)?;
         rustix::fs::linkat(&from, first.as_slice(), dir, name.as_slice(), AtFlags::empty()).map_err(failed)
     }
 
@@ -334,7 +351,9 @@ impl<'a> Applier<'a> {
             None => rustix::fs::mknodat(dir, name.as_slice(), FileType::Fifo, mode, 0),
         }
         .and_then(|()| at::dress_at(dir, &name, &wanted, target.is_some()))
-        .map_err(failed)
+        .map_err(failed)?;
+        self.copied.links |= target.is_some();
+        Ok(())
     }
 }
 

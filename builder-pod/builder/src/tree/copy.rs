@@ -16,15 +16,17 @@ use super::source::Walker;
 use super::stream::{StreamWriter, Summer, read_stream};
 use super::walk::{Strict, walk};
 use super::{Ignored, TreeError};
-use crate::engine::{Destination, InlineFile, Owner, Selection};
+use crate::engine::{Copied, Destination, InlineFile, Owner, Selection};
 
 /// Copies the entries of a stream that [`write_context`] wrote into `root`.
 ///
 /// # Errors
 /// [`TreeError::User`] when the destination does not fit the sources; [`TreeError::Internal`] when the stream ends early:
 /// then whoever wrote it has the reason.
-pub fn copy_stream(root: BorrowedFd<'_>, to: &Destination, entries: File) -> Result<(), TreeError> {
-    read_stream(entries, &mut Applier::new(root, to))
+pub fn copy_stream(root: BorrowedFd<'_>, to: &Destination, entries: File) -> Result<Copied, TreeError> {
+    let mut applier = Applier::new(root, to);
+    read_stream(entries, &mut applier)?;
+    Ok(applier.copied)
 }
 
 /// Copies files of `from_root` into `root`. Owners, modes, times, `security.capability` and hardlinks within a source are
@@ -37,7 +39,7 @@ pub fn copy_tree(
     to: &Destination,
     from_root: BorrowedFd<'_>,
     what: &Selection,
-) -> Result<(), TreeError> {
+) -> Result<Copied, TreeError> {
     let missing =
         |source: &str| TreeError::user(format!("COPY source {source:?} not found in the stage or image"));
     let sources = select(from_root, what, None, &missing)?;
@@ -46,7 +48,7 @@ pub fn copy_tree(
     for source in &sources {
         Walker::new(&mut applier, &excludes, None, None).source(source)?;
     }
-    Ok(())
+    Ok(applier.copied)
 }
 
 /// Writes the selected files of a build context as a stream for [`copy_stream`]; all of them belong to 0:0. `ignore` is

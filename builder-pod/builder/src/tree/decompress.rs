@@ -172,6 +172,11 @@ impl<R: Read> Measured<R> {
         Self { input, hash: Sha256::new(), size: 0, limit }
     }
 
+    /// With another limit.
+    pub fn limited(self, limit: u64) -> Self {
+        Self { limit, ..self }
+    }
+
     /// `sha256:…` of what was read, and how many bytes it was.
     pub fn finish(self) -> (String, u64) {
         (format!("sha256:{}", hex::encode(self.hash.finalize())), self.size)

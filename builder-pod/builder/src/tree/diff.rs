@@ -15,13 +15,14 @@ use rustix::io::Errno;
 
 use super::TreeError;
 use super::at::{self, Meta};
+use super::index::{IndexWriter, is_kept};
 use super::tar_write::{Body, TarWriter};
 use super::unpack::OPAQUE;
 use crate::engine::Diff;
 
 /// Writes what `upper` changes over `lower` as an OCI layer, an uncompressed tar, into `out`. `lower` is the merged view
 /// of what is below (`None`: nothing); `stubs` are left out while they are as empty as they were made. With `epoch`,
-/// times after it become it.
+/// times after it become it. The layer's index goes to `index`.
 ///
 /// # Errors
 /// [`TreeError::Space`] when `out` is full, [`TreeError::User`] for a tree beyond the limits, else [`TreeError::Io`].
@@ -31,12 +32,14 @@ pub fn diff(
     stubs: &[String],
     epoch: Option<i64>,
     out: File,
+    index: Option<File>,
 ) -> Result<Diff, TreeError> {
     let root = |dir| at::open_dir(dir, b"").map_err(|e| TreeError::io("opening", "/", e));
     let (upper, lower) = (root(upper)?, lower.map(root).transpose()?);
     let mut differ = Differ {
         // 256 KiB: headers gather, and a pipe's reader wakes less often.
         tar: TarWriter::new(BufWriter::with_capacity(256 << 10, out)),
+        index: index.map(IndexWriter::new),
         stubs: stubs.iter().map(|path| at::clean(path.as_bytes())).collect(),
         epoch,
         links: HashMap::new(),
@@ -44,12 +47,17 @@ pub fn diff(
         seen: 0,
     };
     differ.walk(upper, lower)?;
+    if let Some(index) = differ.index {
+        index.finish()?;
+    }
     let (entries, bytes) = differ.tar.finish()?;
     Ok(Diff { entries, bytes })
 }
 
 struct Differ {
     tar: TarWriter<BufWriter<File>>,
+    /// The layer's index is written beside it.
+    index: Option<IndexWriter>,
     stubs: BTreeSet<Vec<u8>>,
     epoch: Option<i64>,
     /// Files with several names: device and inode -> the path that has the content.
@@ -134,7 +142,7 @@ impl Differ {
             if Self::below(lower.as_ref(), &name, &path)?.is_some() {
                 let whiteout = at::join(&path, &[b".wh.", name.as_slice()].concat());
                 self.parents()?;
-                self.tar.entry(&whiteout, &Meta { mode: 0, ..Meta::default() }, Body::File(0))?;
+                self.entry(&whiteout, &Meta { mode: 0, ..Meta::default() }, Body::File(0))?;
             }
         }
         Ok(Level { upper, lower, path, opaque, left: kept.into_iter(), waiting: self.parents.len() })
@@ -214,19 +222,19 @@ impl Differ {
         self.parents()?;
         let several = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
         if let Some(first) = several.and_then(|inode| self.links.get(&inode)) {
-            return self.tar.entry(full, &meta, Body::Hardlink(first));
+            let first = first.clone();
+            return self.entry(full, &meta, Body::Hardlink(&first));
         }
         match (kind, file) {
             (FileType::RegularFile, Some(mut file)) => {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
-                self.tar.entry(full, &meta, Body::File(size))?;
-                self.tar.content(full, size, &mut file)?;
+                self.regular(full, &meta, size, &mut file)?;
             }
             (FileType::Symlink, _) => {
                 let target = at::read_link(upper, name).map_err(failed)?;
-                self.tar.entry(full, &meta, Body::Symlink(&target))?;
+                self.entry(full, &meta, Body::Symlink(&target))?;
             }
-            _ => self.tar.entry(full, &meta, Body::Fifo)?,
+            _ => self.entry(full, &meta, Body::Fifo)?,
         }
         if let Some(inode) = several {
             self.links.insert(inode, full.to_vec());
@@ -234,10 +242,30 @@ impl Differ {
         Ok(())
     }
 
+    fn entry(&mut self, path: &[u8], meta: &Meta, body: Body<'_>) -> Result<(), TreeError> {
+        if let Some(index) = &mut self.index {
+            index.entry(path, meta, body)?;
+        }
+        self.tar.entry(path, meta, body)
+    }
+
+    fn regular(&mut self, path: &[u8], meta: &Meta, size: u64, file: &mut File) -> Result<(), TreeError> {
+        if let Some(index) = self.index.as_mut().filter(|_| is_kept(path, size)) {
+            let mut content = Vec::new();
+            let read = (&*file).take(size).read_to_end(&mut content);
+            read.map_err(|e| TreeError::io("reading", path, e))?;
+            index.with_content(path, meta, &content)?;
+            self.tar.entry(path, meta, Body::File(size))?;
+            return self.tar.content(path, size, &mut content.as_slice());
+        }
+        self.entry(path, meta, Body::File(size))?;
+        self.tar.content(path, size, file)
+    }
+
     /// Writes the directories that wait.
     fn parents(&mut self) -> Result<(), TreeError> {
         for (path, meta) in std::mem::take(&mut self.parents) {
-            self.tar.entry(&path, &meta, Body::Directory)?;
+            self.entry(&path, &meta, Body::Directory)?;
         }
         Ok(())
     }

@@ -21,6 +21,12 @@ pub enum TreeError {
         /// What was expected, what was found.
         message: String,
     },
+    /// A file's content is needed of which only an entry of an index is there.
+    #[error("what is in {path:?} is needed, and only the index of its layer is there")]
+    Content {
+        /// Path in the tree.
+        path: String,
+    },
     /// The workspace is full.
     #[error("no space left in the workspace while {doing} {path:?}: raise its size limit")]
     Space {
@@ -106,6 +112,7 @@ impl From<TreeError> for EngineError {
         let kind = match &error {
             TreeError::User { .. } => EngineErrorKind::User,
             TreeError::Image { .. } => EngineErrorKind::Image,
+            TreeError::Content { .. } => EngineErrorKind::Content,
             TreeError::Space { .. } => EngineErrorKind::Space,
             TreeError::Io { .. } | TreeError::Internal { .. } => EngineErrorKind::Internal,
         };

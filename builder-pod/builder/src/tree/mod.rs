@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `at`, `walk`, `remove` | directory handles: look, open, resolve, remove |
 //! | `decompress`, `tar_read`, `place`, `unpack`, `settle` | layer blob -> tree |
+//! | `index`, `skeleton` | layer -> its index -> the part of it that somebody looks at |
 //! | `diff`, `tar_write` | overlay's upper directory -> layer tar |
 //! | `pattern`, `select`, `source` | which files a COPY takes -> events |
 //! | `events`, `stream` | events, and their way over a pipe |
@@ -19,11 +20,13 @@ mod decompress;
 mod diff;
 mod error;
 mod events;
+mod index;
 mod pattern;
 mod place;
 mod remove;
 mod select;
 mod settle;
+mod skeleton;
 mod source;
 mod stream;
 mod tar_read;
@@ -42,7 +45,9 @@ pub use copy::{
 };
 pub use diff::diff;
 pub use error::TreeError;
+pub use index::index;
 pub use settle::settle;
+pub use skeleton::{Links, Look, Part, links, part, write_part};
 pub use unpack::unpack;
 pub use users::{owner, user};
 

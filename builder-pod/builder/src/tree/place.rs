@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::TreeError;
 use super::at::{self, Meta};
+use super::index;
 use super::remove::remove_all;
 use super::tar_read::{Kind, TarEntry, TarReader, read_error};
 use super::unpack::{mark_opaque, meta};
@@ -35,6 +36,10 @@ pub(super) trait Rules {
     fn through_dangling(&self) -> bool;
     /// Whether the entry of a hardlink gives the file its attributes, too.
     fn links_dress(&self) -> bool;
+    /// Whether a file is one whose content is not known.
+    fn is_placeholder(&self, _entry: &TarEntry) -> bool {
+        false
+    }
     /// An entry that is no directory has no name.
     fn nameless(&self) -> Result<(), TreeError>;
 }
@@ -219,6 +224,9 @@ impl<'a> Placer<'a> {
                 let file = at::create_file(&dir, name).map_err(failed)?;
                 self.content(tar, &file, &full)?;
                 attributes(file.as_fd(), entry).map_err(failed)?;
+                if rules.is_placeholder(entry) {
+                    index::mark(&file).map_err(failed)?;
+                }
                 at::dress(&file, &meta).map_err(failed)?;
             }
             Kind::Symlink => {
@@ -313,10 +321,11 @@ pub(super) fn remove_below<V>(map: &mut BTreeMap<Vec<u8>, V>, path: &[u8]) {
     }
 }
 
-/// `user.*` attributes, where the file system has them. Never `user.overlay.*`: those would speak to overlayfs.
+/// `user.*` attributes, where the file system has them. Never `user.overlay.*`, which would speak to overlayfs, nor our own.
 fn attributes(file: BorrowedFd<'_>, entry: &TarEntry) -> rustix::io::Result<()> {
     for (name, value) in &entry.xattrs {
-        if !name.starts_with(b"user.") || name.starts_with(b"user.overlay.") || name.contains(&0) {
+        let ours = name.starts_with(b"user.overlay.") || index::is_mark(name);
+        if !name.starts_with(b"user.") || ours || name.contains(&0) {
             continue;
         }
         match rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {

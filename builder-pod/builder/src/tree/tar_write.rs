@@ -24,6 +24,8 @@ pub(super) enum Body<'a> {
     /// Path of an earlier entry (OCI image-spec layer.md: without a leading slash).
     Hardlink(&'a [u8]),
     Fifo,
+    /// In an index: a device that a layer has, which is not made.
+    Device,
 }
 
 /// Writes a tar.
@@ -51,6 +53,7 @@ impl<W: Write> TarWriter<W> {
             Body::Symlink(target) => (EntryType::Symlink, 0, target),
             Body::Hardlink(target) => (EntryType::Link, 0, target),
             Body::Fifo => (EntryType::Fifo, 0, b""),
+            Body::Device => (EntryType::Char, 0, b""),
         };
         header.set_entry_type(kind);
         header.set_mode(meta.mode & 0o7777);
@@ -80,6 +83,11 @@ impl<W: Write> TarWriter<W> {
                 header.set_mtime(0);
                 pax.push(("mtime", meta.mtime.0.to_string().into_bytes()));
             }
+        }
+        // The fraction that a layer's own entries have not.
+        if let (Ok(seconds), nanoseconds @ 1..) = (u64::try_from(meta.mtime.0), meta.mtime.1) {
+            pax.retain(|(key, _)| *key != "mtime");
+            pax.push(("mtime", format!("{seconds}.{nanoseconds:09}").into_bytes()));
         }
         if let Some(value) = &meta.capability {
             pax.push(("SCHILY.xattr.security.capability", value.clone()));

@@ -15,6 +15,7 @@ mod attacks;
 mod bounds;
 mod copying;
 mod diffing;
+mod indexing;
 mod round_trip;
 mod unpacking;
 mod users;

@@ -10,9 +10,10 @@ use rustix::io::Errno;
 use super::TreeError;
 use super::at::{self, Meta};
 use super::decompress;
+use super::index::IndexWriter;
 use super::place::{MAX_HELD, Placer, Rules, remove_below};
 use super::tar_read::{TarEntry, TarReader};
-use crate::engine::{Owner, Unpacked};
+use crate::engine::{LAYER_INDEX, Owner, Unpacked};
 
 /// Marks a directory as hiding what is below it, in a mount with `userxattr` (overlayfs.rst).
 pub(super) const OPAQUE: &str = "user.overlay.opaque";
@@ -21,22 +22,42 @@ const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
 /// AUFS's own files; layers of old carry them (OCI image-spec layer.md knows only the two above).
 const AUFS: &[u8] = b".wh..wh.";
 
-/// Unpacks a compressed layer into the empty directory `dest`.
+/// Unpacks a compressed layer, or an index of one, into the empty directory `dest`; its own index goes to `index`.
 ///
 /// Device nodes are left out: they can't be made in a user namespace. `trusted.*`, `user.overlay.*` and all extended
 /// attributes but `security.capability` and `user.*` are dropped.
 ///
 /// # Errors
 /// [`TreeError::Image`] when the layer breaks a rule or a limit.
-pub fn unpack(blob: File, media_type: &str, dest: BorrowedFd<'_>) -> Result<Unpacked, TreeError> {
-    decompress::check_media_type(media_type)?;
+pub fn unpack(
+    blob: File,
+    media_type: &str,
+    dest: BorrowedFd<'_>,
+    index: Option<File>,
+) -> Result<Unpacked, TreeError> {
+    let placeholders = media_type == LAYER_INDEX;
+    if !placeholders {
+        decompress::check_media_type(media_type)?;
+    }
+    let mut index = index.map(IndexWriter::new);
     let mut tar = TarReader::new(decompress::layer_tar(blob)?);
-    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeMap::new(), held: 0 };
+    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeMap::new(), held: 0, placeholders };
     let mut placer = Placer::new(dest);
     while let Some(entry) = tar.next()? {
-        layer.entry(&mut placer, &entry, &mut tar).map_err(TreeError::of_image)?;
+        let path = at::clean(&entry.path);
+        if aufs(&path) {
+            continue;
+        }
+        if let Some(index) = &mut index {
+            index.of_layer(&path, &entry)?;
+        }
+        layer.entry(&mut placer, &path, &entry, &mut tar).map_err(TreeError::of_image)?;
     }
     placer.finish().map_err(TreeError::of_image)?;
+    if let Some(mut index) = index {
+        index.keep(dest)?;
+        index.finish()?;
+    }
     let (diff_id, size) = tar.drain()?.finish();
     let text = |path: Vec<u8>| {
         String::from_utf8(path).map_err(|e| {
@@ -65,35 +86,34 @@ struct Layer {
     implied: BTreeMap<Vec<u8>, ()>,
     /// Bytes of paths in `links`.
     held: usize,
+    /// It is an index: empty files stand for others.
+    placeholders: bool,
 }
 
 impl Layer {
     fn entry(
         &mut self,
         placer: &mut Placer<'_>,
+        path: &[u8],
         entry: &TarEntry,
         tar: &mut TarReader<impl std::io::Read>,
     ) -> Result<(), TreeError> {
-        let path = at::clean(&entry.path);
-        let (parent, name) = at::split(&path);
+        let (parent, name) = at::split(path);
         if name == OPAQUE_WHITEOUT {
             let dir = placer.directory(parent, self)?;
             return mark_opaque(dir, parent);
-        }
-        if name.starts_with(AUFS) {
-            return Ok(());
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             let odd = hidden.is_empty() || hidden == b"." || hidden == b"..";
             // `.wh./` loses its slash to `clean`, so a directory of that name shows here, too.
             if odd {
-                let path = String::from_utf8_lossy(&path);
+                let path = String::from_utf8_lossy(path);
                 return Err(TreeError::image(format!("layer entry {path:?} is a whiteout of nothing")));
             }
             let dir = placer.directory(parent, self)?;
-            return whiteout(dir, hidden, &path);
+            return whiteout(dir, hidden, path);
         }
-        placer.put(&path, entry, tar, self)
+        placer.put(path, entry, tar, self)
     }
 }
 
@@ -134,6 +154,10 @@ impl Rules for Layer {
         false
     }
 
+    fn is_placeholder(&self, entry: &TarEntry) -> bool {
+        self.placeholders && entry.size == 0
+    }
+
     fn nameless(&self) -> Result<(), TreeError> {
         Err(TreeError::image("a layer's entry has no name"))
     }
@@ -148,6 +172,21 @@ pub(super) fn mapped(uid: u64, gid: u64) -> Result<Owner, TreeError> {
             "a file belongs to {uid}:{gid}; ids beyond 65534 do not exist in the build's user namespace"
         ))),
     }
+}
+
+/// Whether an entry is one of AUFS's own, which no layer means.
+pub(super) fn aufs(path: &[u8]) -> bool {
+    let (_, name) = at::split(path);
+    name.starts_with(AUFS) && name != OPAQUE_WHITEOUT
+}
+
+/// What the whiteout `path` hides; of an opaque one the directory that it is in.
+pub(super) fn whiteout_of(path: &[u8]) -> Option<Vec<u8>> {
+    let (parent, name) = at::split(path);
+    if name == OPAQUE_WHITEOUT {
+        return Some(parent.to_vec());
+    }
+    Some(at::join(parent, name.strip_prefix(WHITEOUT)?))
 }
 
 /// Hides everything that layers below have in `dir`.

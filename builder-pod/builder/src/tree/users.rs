@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::TreeError;
 use super::at;
+use super::index;
 use crate::engine::{Owner, User};
 
 /// Most bytes of a passwd or group file: BuildKit's limit (executor/oci `maxUserFileBytes`).
@@ -186,6 +187,7 @@ fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, TreeError> {
     if at::kind(&stat) != FileType::RegularFile {
         return Err(TreeError::user(format!("/{path} of the image is not a regular file")));
     }
+    index::check_content(&file, path.as_bytes())?;
     let mut text = Vec::new();
     std::fs::File::from(file)
         .take(MAX_FILE + 1)

@@ -397,7 +397,7 @@ fn layers_in_and_out(world: &World) {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let unpacked = std::thread::scope(|scope| {
         scope.spawn(move || std::fs::File::from(writer).write_all(&layer).unwrap());
-        engine.unpack("l0", "application/vnd.oci.image.layer.v1.tar", reader).unwrap()
+        engine.unpack("l0", "application/vnd.oci.image.layer.v1.tar", reader, None).unwrap()
     });
     assert!(unpacked.diff_id.starts_with("sha256:") || unpacked.diff_id.len() == 64, "{unpacked:?}");
     engine.settle(&[("l0".into(), unpacked)]).unwrap();
@@ -424,7 +424,7 @@ fn layers_in_and_out(world: &World) {
             std::fs::File::from(reader).read_to_end(&mut bytes).unwrap();
             bytes
         });
-        let diff = engine.diff(&step.view, &exit.stubs, None, writer).unwrap();
+        let diff = engine.diff(&step.view, &exit.stubs, None, writer, None).unwrap();
         (diff, bytes.join().unwrap())
     });
     let mut found: Vec<String> = tar::Archive::new(bytes.as_slice())

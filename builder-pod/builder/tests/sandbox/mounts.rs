@@ -196,7 +196,7 @@ fn mounts_leave_nothing(world: &World) {
             let mut bytes = Vec::new();
             std::io::Read::read_to_end(&mut reader, &mut bytes).map(|_| bytes)
         });
-        world.engine.diff(&view, &exit.stubs, None, writer.into()).unwrap();
+        world.engine.diff(&view, &exit.stubs, None, writer.into(), None).unwrap();
         reading.join().unwrap().unwrap()
     });
     let layer = String::from_utf8_lossy(&layer);

@@ -8,9 +8,10 @@
 //! | `decide` | which steps run and whose files are needed, given what the cache has; pure |
 //! | `lookup` | asks for entries, and puts their layers into the output |
 //! | `pull` | layers of entries on their way in, where a step that runs reads them |
-//! | `save` | entries on their way out |
+//! | `save` | entries and indexes on their way out |
 
 use kiln_contract::{Failure, reason};
+use sha2::{Digest as _, Sha256};
 
 pub(super) mod decide;
 pub(super) mod facts;
@@ -20,8 +21,21 @@ pub(super) mod pull;
 pub(super) mod save;
 
 /// Whether the registry does not answer, or does not let us in: it is not asked any more then.
-fn is_out(failure: &Failure) -> bool {
+pub(super) fn is_out(failure: &Failure) -> bool {
     [reason::REGISTRY_UNAVAILABLE, reason::REGISTRY_UNAUTHORIZED].contains(&failure.reason.as_str())
+}
+
+/// Bytes of a layer's index, compressed, at most: a million entries.
+pub(super) const MAX_INDEX: u64 = 16 << 20;
+
+/// What names the index of a layer; another format gets another number.
+pub(super) fn index_key(diff_id: &str) -> String {
+    let mut sum = Sha256::new();
+    for field in ["kiln layer index 1", diff_id] {
+        sum.update((field.len() as u64).to_be_bytes());
+        sum.update(field.as_bytes());
+    }
+    hex::encode(sum.finalize())
 }
 
 /// An operation: the place of its stage in the plan, and its own place in the stage.

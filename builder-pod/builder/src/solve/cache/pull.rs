@@ -77,14 +77,11 @@ impl Pulls {
 
     fn pull(&self, shared: &Shared<'_>, at: At, hit: &Cached) {
         let named = format!("the cache entry {}", hit.image);
-        let wanted = Wanted {
-            image: &hit.image,
-            named: &named,
-            blob: &hit.entry.layer,
-            diff_id: &hit.entry.diff_id,
-            tree: tree(at),
-        };
-        let result = fetch(shared, &wanted).map_err(|halt| match halt {
+        let wanted =
+            Wanted { image: &hit.image, named: &named, blob: &hit.entry.layer, diff_id: &hit.entry.diff_id };
+        let (tree, media_type) = (tree(at), &hit.entry.layer.media_type);
+        let unpack = |blob| shared.engine.unpack(&tree, media_type, blob, None);
+        let result = fetch(shared, &wanted, unpack).map_err(|halt| match halt {
             Halt::Failed(failure) => failure.message,
             Halt::Stopped => "the build was told to stop".to_owned(),
         });

@@ -1,20 +1,27 @@
 //! Entries on their way out. Nothing waits for them: they are sent beside the steps, at the lowest priority, and what is
 //! left when the image is ready is sent then. One that can't be kept is counted, and no build fails for it.
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::mpsc::Receiver;
 use std::sync::{Mutex, PoisonError};
 
+use kiln_contract::Descriptor;
 use kiln_contract::cache::CacheEntry;
 
+use super::{MAX_INDEX, index_key};
 use crate::courier::CourierError;
-use crate::engine::View;
-use crate::solve::failure::Halt;
+use crate::engine::{LAYER_INDEX, View};
+use crate::layer::{Blob, Compression};
+use crate::solve::failure::{Halt, internal};
 use crate::solve::publish::{Publisher, descriptor};
 use crate::solve::shared::Shared;
 
 /// How much lower the priority is than a step's (`nice`): the least that there is.
 const NICE: i32 = 19;
+
+/// When an index was made: what it says is of no time.
+const ALWAYS: &str = "1970-01-01T00:00:00Z";
 
 /// What names an entry and what it says beside its layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +50,13 @@ pub(in crate::solve) enum Save {
         /// See `Exit::stubs`.
         stubs: Vec<String>,
     },
+    /// The index of a layer.
+    Index {
+        /// The layer's.
+        diff_id: String,
+        /// The index, as the engine wrote it.
+        index: File,
+    },
 }
 
 /// What became of them.
@@ -60,6 +74,9 @@ impl Outcome {
     /// What a person should know of it.
     pub fn warning(&self) -> Option<String> {
         let why = self.why.as_deref()?;
+        if self.lost == 0 {
+            return Some(format!("layer indexes could not be kept in the cache: {why}"));
+        }
         let all = self.kept + self.lost;
         Some(format!("{} of {all} results could not be kept in the cache: {why}", self.lost))
     }
@@ -79,20 +96,31 @@ pub(in crate::solve) fn keep_all(
         if shared.check().is_err() {
             continue;
         }
+        // What can't be kept of them makes no build do a step again.
+        let counts = usize::from(!matches!(save, Save::Index { .. }));
         let out = outcome.lock().unwrap_or_else(PoisonError::into_inner).out;
         let kept = if out { Ok(false) } else { keep(save, publisher, shared).map(|()| true) };
         let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
         match kept {
-            Ok(true) => outcome.kept += 1,
-            Ok(false) => outcome.lost += 1,
+            Ok(true) => outcome.kept += counts,
+            Ok(false) => outcome.lost += counts,
             Err(Halt::Stopped) => {}
             Err(Halt::Failed(failure)) => {
-                outcome.lost += 1;
+                outcome.lost += counts;
                 outcome.out |= super::is_out(&failure);
                 outcome.why.get_or_insert(failure.message);
             }
         }
     }
+}
+
+fn compress(index: &File, out: &mut File) -> Result<Blob, Halt> {
+    use std::io::Seek as _;
+    let mut index = index;
+    index.rewind().map_err(|e| internal(format!("reading an index: {e}")))?;
+    // One thread beside this one: nobody waits.
+    let packed = crate::layer::compress(index, out, Compression::Zstd, 1);
+    Ok(packed.map_err(|e| internal(format!("compressing an index: {e}")))?)
 }
 
 fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<(), Halt> {
@@ -106,6 +134,19 @@ fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<()
             let entry =
                 CacheEntry { layer: descriptor(&blob), diff_id: blob.diff_id, created: label.created };
             Ok(put(&label.key, &entry, Some(file.as_fd()))?)
+        }
+        Save::Index { diff_id, index } => {
+            let key = index_key(&diff_id);
+            if shared.courier.cache_get(&key)?.is_some() {
+                return Ok(());
+            }
+            let mut packed = publisher.new_file()?;
+            let blob = compress(&index, &mut packed)?;
+            if blob.size > MAX_INDEX {
+                return Ok(());
+            }
+            let layer = Descriptor { media_type: LAYER_INDEX.to_owned(), ..descriptor(&blob) };
+            Ok(put(&key, &CacheEntry { layer, diff_id, created: ALWAYS.to_owned() }, Some(packed.as_fd()))?)
         }
     }
 }

@@ -281,7 +281,7 @@ mod any {
                 }
             }
             let tree = Tree::new();
-            let _ = unpack(file(&tar), "application/vnd.oci.image.layer.v1.tar", tree.fd());
+            let _ = unpack(file(&tar), "application/vnd.oci.image.layer.v1.tar", tree.fd(), None);
             tree.assert_contained();
         }
     }

@@ -86,7 +86,8 @@ fn implied_directories_do_not_slow_every_entry() {
         maker = maker.file(&format!("x{n}"), "").dir(&format!("x{n}/")).file(&format!("x{n}"), "");
     }
     let tree = Tree::new();
-    let unpacked = guarded("implied directories", || unpack(file(&maker.end()), TAR, tree.fd())).unwrap();
+    let unpacked =
+        guarded("implied directories", || unpack(file(&maker.end()), TAR, tree.fd(), None)).unwrap();
     assert_eq!(unpacked.implied.len(), 207);
 }
 
@@ -110,7 +111,7 @@ fn a_labyrinth_of_links_is_left_early() {
         .file("f", "")
         .end();
     let tree = Tree::new();
-    guarded("deep", || unpack(file(&tar), TAR, tree.fd())).unwrap();
+    guarded("deep", || unpack(file(&tar), TAR, tree.fd(), None)).unwrap();
 
     let bad = [&tar[..tar.len() - 1024], &Maker::default().file("l0/f", "").end()].concat();
     let error = guarded("a labyrinth", || refused(&bad));
@@ -235,7 +236,7 @@ fn build(items: &[Item], around: &str) -> Vec<u8> {
 }
 
 fn unpack_and_add(tree: &Tree, tar: &[u8]) {
-    let _ = unpack(file(tar), TAR, tree.fd());
+    let _ = unpack(file(tar), TAR, tree.fd(), None);
     tree.assert_contained();
     let added = Tree::new();
     let _ = unpack_plain(added.fd(), file(tar));

@@ -34,7 +34,7 @@ pub(super) fn from_context(
     let mut stream = file(b"");
     write_context(context.fd(), what, ignore, stream.try_clone().unwrap())?;
     stream.rewind().unwrap();
-    copy_stream(root.fd(), to, stream)
+    copy_stream(root.fd(), to, stream).map(drop)
 }
 
 /// Copies both ways: from a context and from an image must give the same, but for the owners.

@@ -42,7 +42,7 @@ impl Layers {
 
     fn diff(&self, stubs: &[&str]) -> (Vec<u8>, Diff) {
         let stubs: Vec<String> = stubs.iter().map(|s| (*s).to_owned()).collect();
-        written(|out| diff(self.upper.fd(), Some(self.lower.fd()), &stubs, None, out)).unwrap()
+        written(|out| diff(self.upper.fd(), Some(self.lower.fd()), &stubs, None, out, None)).unwrap()
     }
 
     fn listing(&self) -> Vec<String> {
@@ -174,7 +174,7 @@ fn sockets_are_left_out_and_what_they_replaced_is_gone() {
 #[test]
 fn nothing_makes_the_empty_layer() {
     let (upper, lower) = (Tree::new(), Tree::new());
-    let (tar, found) = written(|out| diff(upper.fd(), Some(lower.fd()), &[], None, out)).unwrap();
+    let (tar, found) = written(|out| diff(upper.fd(), Some(lower.fd()), &[], None, out, None)).unwrap();
     assert_eq!((found.entries, tar.len()), (0, 1024));
     let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&tar));
     assert_eq!(digest, "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef");
@@ -216,7 +216,7 @@ fn names_and_numbers_that_do_not_fit_go_to_pax() {
         "mkdir -p {deep}; echo 1 > {deep}/f; echo 2 > {long}; ln {long} hard; ln -s {long} soft; echo 3 > ünï;
          touch -d '1960-01-01 00:00:00 UTC' ünï; touch -d @1.9 hard; chown 4000000:3 soft -h"
     ));
-    let (tar, _) = written(|out| diff(tree.fd(), None, &[], None, out)).unwrap();
+    let (tar, _) = written(|out| diff(tree.fd(), None, &[], None, out, None)).unwrap();
     let lines = listing(&tar);
     assert!(lines.contains(&format!("File {deep}/f 644 0:0 \"1\"")), "{lines:?}");
     assert!(lines.contains(&"File hard 644 0:0 \"2\"".to_owned()), "{lines:?}");
@@ -277,7 +277,7 @@ fn an_epoch_bounds_the_times_and_two_runs_give_the_same_bytes() {
     }
     let make = || {
         let tree = Tree::with("mkdir a; echo 1 > a/1; ln -s x a/l; touch -d @100 a/old; ln a/1 b");
-        let (tar, _) = written(|out| diff(tree.fd(), None, &[], Some(1000), out)).unwrap();
+        let (tar, _) = written(|out| diff(tree.fd(), None, &[], Some(1000), out, None)).unwrap();
         tar
     };
     let tar = make();
@@ -296,7 +296,7 @@ fn a_layers_own_tree_may_be_below() {
     // One layer needs no overlay: its whiteouts are nothing that is there.
     let lower = Tree::with("mknod gone c 0 0; mkdir d; echo x > d/x");
     let upper = Tree::with("mknod gone c 0 0; mkdir d; mknod d/x c 0 0; echo n > new");
-    let (tar, _) = written(|out| diff(upper.fd(), Some(lower.fd()), &[], None, out)).unwrap();
+    let (tar, _) = written(|out| diff(upper.fd(), Some(lower.fd()), &[], None, out, None)).unwrap();
     assert_eq!(listing(&tar), ["Directory d/ 755 0:0", "File d/.wh.x 0 0:0", "File new 644 0:0 \"n\""]);
 }
 
@@ -309,18 +309,18 @@ fn what_can_not_be_told_is_refused() {
         println!("not run: the file system has no user attributes");
         return;
     }
-    let error = written(|out| diff(tree.fd(), None, &[], None, out)).unwrap_err();
+    let error = written(|out| diff(tree.fd(), None, &[], None, out, None)).unwrap_err();
     assert!(error.to_string().contains("redirect"), "{error}");
 
     let deep = Tree::with(&format!("mkdir -p {}", "d/".repeat(410)));
-    let error = written(|out| diff(deep.fd(), None, &[], None, out)).unwrap_err();
+    let error = written(|out| diff(deep.fd(), None, &[], None, out, None)).unwrap_err();
     assert!(matches!(error, TreeError::User { .. }), "{error:?}");
 }
 
 #[test]
 fn a_full_workspace_says_so() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let error = diff(Tree::new().fd(), None, &[], None, full).unwrap_err();
+    let error = diff(Tree::new().fd(), None, &[], None, full, None).unwrap_err();
     assert!(matches!(error, TreeError::Space { .. }), "{error:?}");
 }
 

@@ -98,16 +98,16 @@ proptest! {
             return Ok(());
         }
         let tree = make(&items);
-        let (tar, found) = written(|out| diff(tree.fd(), None, &[], None, out)).unwrap();
+        let (tar, found) = written(|out| diff(tree.fd(), None, &[], None, out, None)).unwrap();
         let (again, unpacked) = unpacked(&tar);
         prop_assert_eq!(with_times(&again), with_times(&tree));
         prop_assert_eq!(unpacked.size, tar.len() as u64);
         prop_assert!(unpacked.implied.is_empty());
         prop_assert_eq!(found.entries, tree.show().len() as u64);
-        let (second, _) = written(|out| diff(again.fd(), None, &[], None, out)).unwrap();
+        let (second, _) = written(|out| diff(again.fd(), None, &[], None, out, None)).unwrap();
         prop_assert!(second == tar, "the same tree gives the same bytes");
         // Over itself nothing changed.
-        let (none, _) = written(|out| diff(again.fd(), Some(tree.fd()), &[], None, out)).unwrap();
+        let (none, _) = written(|out| diff(again.fd(), Some(tree.fd()), &[], None, out, None)).unwrap();
         prop_assert_eq!(listing(&none), Vec::<String>::new());
     }
 }

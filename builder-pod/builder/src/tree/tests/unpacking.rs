@@ -11,13 +11,13 @@ const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
 pub(super) fn unpacked(tar: &[u8]) -> (Tree, Unpacked) {
     let tree = Tree::new();
-    let unpacked = unpack(file(tar), TAR, tree.fd()).unwrap();
+    let unpacked = unpack(file(tar), TAR, tree.fd(), None).unwrap();
     (tree, unpacked)
 }
 
 pub(super) fn refused(tar: &[u8]) -> String {
     let tree = Tree::new();
-    let error = unpack(file(tar), TAR, tree.fd()).unwrap_err();
+    let error = unpack(file(tar), TAR, tree.fd(), None).unwrap_err();
     tree.assert_contained();
     assert!(matches!(error, TreeError::Image { .. }), "{error:?}");
     error.to_string()
@@ -97,7 +97,7 @@ fn every_compression_and_what_follows_the_archive_count() {
         (tar.clone(), "application/vnd.oci.image.layer.v1.tar+gzip"),
     ] {
         let tree = Tree::new();
-        let unpacked = unpack(file(&blob), media_type, tree.fd()).unwrap();
+        let unpacked = unpack(file(&blob), media_type, tree.fd(), None).unwrap();
         assert_eq!(
             (unpacked.diff_id.as_str(), unpacked.size),
             (digest.as_str(), tar.len() as u64),
@@ -106,7 +106,7 @@ fn every_compression_and_what_follows_the_archive_count() {
         assert_eq!(tree.show().len(), 1);
     }
     let tree = Tree::new();
-    let error = unpack(file(&tar), "application/vnd.in-toto+json", tree.fd()).unwrap_err().to_string();
+    let error = unpack(file(&tar), "application/vnd.in-toto+json", tree.fd(), None).unwrap_err().to_string();
     assert!(error.contains("in-toto"), "{error}");
 }
 
