@@ -9,7 +9,7 @@ use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::Stored;
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::image::{Artifact, ArtifactLayer, ResolvedImage};
-use kiln_contract::journal::{BuildState, Event};
+use kiln_contract::journal::{BuildState, Event, steps};
 use kiln_contract::policy;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
@@ -339,9 +339,10 @@ impl Session {
     pub async fn builder_lost(&self) -> Result<(), Failure> {
         let state = self.state();
         let running = state.running();
-        let text = match running.first() {
-            Some(step) => format!("the builder ended without a word while step {step} was running"),
-            None => "the builder ended without a word".to_owned(),
+        let text = match running[..] {
+            [] => "the builder ended without a word".to_owned(),
+            [_] => format!("the builder ended without a word while {} was running", steps(&running)),
+            _ => format!("the builder ended without a word while {} were running", steps(&running)),
         };
         let mut failure = Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, text);
         failure.step = running.first().copied();

@@ -24,6 +24,11 @@ fn a_build_from_apply_to_ready() {
     w.journal = Some(journal(&w, vec![plan(), Event::StepStarted { step: 1 }]));
     assert!(kinds(&w.decide()).is_empty());
     assert_eq!((w.ready().as_str(), w.status.progress.as_deref()), ("Unknown Building", Some("0/2")));
+    assert!(w.message().contains("step 1/2: RUN 1"), "{}", w.message());
+    let both = [1, 2].map(|step| Event::StepStarted { step });
+    w.journal = Some(journal(&w, [vec![plan()], both.to_vec()].concat()));
+    assert!(kinds(&w.decide()).is_empty());
+    assert!(w.message().contains("steps 1 and 2 of 2 run"), "{}", w.message());
     let done = |step| Event::StepDone { step, cached: false };
     w.journal = Some(journal(
         &w,

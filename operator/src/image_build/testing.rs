@@ -250,6 +250,11 @@ impl World {
         format!("{} {}", ready.status, ready.reason)
     }
 
+    /// What `Ready` says.
+    pub fn message(&self) -> String {
+        conditions::find(&self.status, "Ready").expect("Ready").message.clone()
+    }
+
     pub fn kstatus(&self) -> &'static str {
         kstatus(&self.status, self.generation)
     }

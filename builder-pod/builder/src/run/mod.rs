@@ -246,6 +246,7 @@ impl Build<'_> {
             stop: self.stop,
             clock: &|| jiff::Timestamp::now().to_string(),
             spool: &spool,
+            at_a_time: cores(),
         };
         let wishes = Wishes {
             attempt: &self.request.attempt,
@@ -270,6 +271,11 @@ impl Build<'_> {
     }
 }
 
+/// Cores that this process may use: its cgroup's limit counts.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// gzip, with all cores.
 struct Gzip;
 
@@ -279,8 +285,7 @@ impl Pack for Gzip {
         tar: &mut std::io::PipeReader,
         out: &mut std::fs::File,
     ) -> Result<crate::layer::Blob, String> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        crate::layer::compress(tar, out, crate::layer::Compression::Gzip, threads).map_err(|e| e.to_string())
+        crate::layer::compress(tar, out, crate::layer::Compression::Gzip, cores()).map_err(|e| e.to_string())
     }
 }
 

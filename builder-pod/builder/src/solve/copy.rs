@@ -47,7 +47,7 @@ impl Steps<'_> {
                 self.copy_stream(view, to, |out| self.world.context.send(name, what, out))?;
             }
             CopyFrom::Stage(stage) => {
-                self.shared.engine.copy_tree(view, to, &self.left(stage).trees, what)?;
+                self.shared.engine.copy_tree(view, to, &self.stages.left(stage).trees, what)?;
             }
             CopyFrom::Image(image) => {
                 let trees = self.bases.trees(self.shared, image)?;
@@ -69,7 +69,7 @@ impl Steps<'_> {
         let (mut file, fetched) = match self.early.file(url).filter(|_| checksum.is_none()) {
             Some(early) => early,
             None => {
-                let file = spool_file(self.world.spool, "download")?;
+                let file = spool_file(self.world.spool, &self.shared.name("download"))?;
                 let fetched = self.shared.courier.fetch(url, checksum, file.as_fd());
                 (file, fetched.map_err(Halt::from)?)
             }
@@ -93,7 +93,10 @@ impl Steps<'_> {
     ) -> Result<(), CopyFault> {
         let checkout = match self.early.checkout(source) {
             Some(early) => early,
-            None => Checkout::fetch(self.shared.courier, source, self.world.spool, "checkout")?,
+            None => {
+                let name = self.shared.name("checkout");
+                Checkout::fetch(self.shared.courier, source, self.world.spool, &name)?
+            }
         };
         let what = Selection { sources: vec![".".to_owned()], excludes: excludes.to_vec(), parents: false };
         let all = |_: &str, _: bool| tree::Ignored::No;

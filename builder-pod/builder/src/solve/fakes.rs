@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::Stored;
@@ -59,11 +59,38 @@ pub(crate) struct FakeEngine {
     pub sockets: Mutex<BTreeMap<String, std::path::PathBuf>>,
     /// Commands that wait until the build is told to stop.
     pub endless: bool,
+    /// The same for these.
+    pub waits: Vec<&'static str>,
+    /// Commands that wait for one another, and how long at most.
+    pub meets: (Vec<&'static str>, std::time::Duration),
+    /// When they have met the build is cancelled.
+    pub cancels: bool,
+    /// Which of them came, and a way to wait for them.
+    pub came: (Mutex<Vec<String>>, Condvar),
     /// What a call (by its first word) fails with.
     pub fail: BTreeMap<&'static str, EngineError>,
 }
 
 impl FakeEngine {
+    /// Notes whether all that are to meet run at the same time.
+    fn meet(&self, command: &str) {
+        let (who, patience) = &self.meets;
+        if !who.contains(&command) {
+            return;
+        }
+        let mut came = self.came.0.lock().unwrap();
+        came.push(command.to_owned());
+        self.came.1.notify_all();
+        let (came, waited) =
+            self.came.1.wait_timeout_while(came, *patience, |came| came.len() < who.len()).unwrap();
+        drop(came);
+        self.notes.add(format!("{} {command}", if waited.timed_out() { "alone" } else { "met" }));
+        if waited.timed_out() {
+            // The next one is not to meet who is gone.
+            self.came.0.lock().unwrap().retain(|one| one != command);
+        }
+    }
+
     fn note(&self, word: &'static str, rest: &str) -> Result<(), EngineError> {
         self.notes.add(format!("{word} {rest}"));
         self.fail.get(word).cloned().map_or(Ok(()), Err)
@@ -162,7 +189,11 @@ impl Engine for FakeEngine {
             self.notes.add(format!("env {}", step.env.join(" ")));
         }
         output.write(format!("output of {command}\n").as_bytes());
-        if self.endless {
+        self.meet(&command);
+        if self.cancels {
+            stop.stop(reason::CANCELLED);
+        }
+        if self.endless || self.waits.contains(&command.as_str()) {
             while !stop.is_stopped() {
                 std::thread::yield_now();
             }

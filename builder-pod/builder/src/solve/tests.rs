@@ -21,6 +21,8 @@ struct Rig {
     log: FakeLog,
     args: BTreeMap<String, String>,
     cache: bool,
+    /// 0 as well is one stage at a time.
+    at_a_time: usize,
 }
 
 /// The plan of a Dockerfile.
@@ -63,6 +65,7 @@ impl Rig {
             stop: &self.stop,
             clock: &clock,
             spool: dir.path(),
+            at_a_time: self.at_a_time,
         };
         let labels = BTreeMap::from([("l".to_owned(), "v".to_owned())]);
         let wishes = Wishes {
@@ -316,3 +319,5 @@ fn global_arguments_are_steps_too() {
 mod cache;
 #[path = "mount_tests.rs"]
 mod mounts;
+#[path = "parallel_tests.rs"]
+mod parallel;
