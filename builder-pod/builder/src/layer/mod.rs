@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use kiln_contract::request::Compression;
 use sha2::{Digest, Sha256};
 
 pub use error::LayerError;
@@ -25,29 +26,6 @@ const GZIP_LEVEL: i32 = 3;
 const ZSTD_LEVEL: i32 = 3;
 /// Most threads: beyond that the one that reads and hashes is the slower one.
 const MAX_THREADS: usize = 16;
-
-/// How a layer is compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// gzip, as every registry and runtime reads it.
-    #[default]
-    Gzip,
-    /// zstd: smaller and faster; registries and runtimes of the last years read it.
-    Zstd,
-    /// Not at all.
-    None,
-}
-
-impl Compression {
-    /// Media type of such a layer (OCI image-spec layer.md).
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-            Self::None => "application/vnd.oci.image.layer.v1.tar",
-        }
-    }
-}
 
 /// A finished layer blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +63,7 @@ pub fn compress(
         tar_size += block.len() as u64;
         Ok(block)
     };
-    if compression == Compression::None {
+    if compression == Compression::Uncompressed {
         let mut block = next_block(Vec::with_capacity(BLOCK))?;
         while !block.is_empty() {
             out.write(&block)?;
