@@ -277,10 +277,10 @@ impl Pack for AllCores {
     fn pack(
         &self,
         tar: &mut std::io::PipeReader,
-        out: &mut std::fs::File,
+        mut out: &mut dyn std::io::Write,
     ) -> Result<crate::layer::Blob, String> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        crate::layer::compress(tar, out, self.0, threads).map_err(|e| e.to_string())
+        crate::layer::compress(tar, &mut out, self.0, threads).map_err(|e| e.to_string())
     }
 }
 

@@ -88,6 +88,8 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
         Call::Fail { failure } => done(courier.fail(&failure)),
         Call::ReadBlob { .. }
         | Call::PutBlob { .. }
+        | Call::BeginBlob
+        | Call::Grown { .. }
         | Call::Fetch { .. }
         | Call::FetchGit { .. }
         | Call::Secret { .. }
