@@ -359,7 +359,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use kiln_contract::policy::{AllowList, Policy};
-    use kiln_contract::request::{Isolation, Output, Registries, Source};
+    use kiln_contract::request::{Compression, Isolation, Output, Registries, Source};
     use kiln_registry::{Options, RetryPolicy};
 
     use super::*;
@@ -383,6 +383,7 @@ mod tests {
             contexts: BTreeMap::new(),
             platform: "linux/amd64".into(),
             output,
+            compression: Compression::default(),
             isolation: Isolation::UserNamespace,
             timeout_seconds: 0,
             registries: Registries::default(),

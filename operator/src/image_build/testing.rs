@@ -92,6 +92,7 @@ pub fn desired(digest: &str) -> Desired {
             ssh: vec![],
             labels: BTreeMap::new(),
             references: vec!["r.x/a:1".into()],
+            compression: kiln_contract::request::Compression::default(),
             cache: None,
             registries: Default::default(),
             service_account: "default".into(),

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
-use kiln_contract::request::{BuildRequest, Isolation};
+use kiln_contract::request::{BuildRequest, Compression, Isolation};
 use kiln_contract::{Failure, FailureClass, reason};
 use kiln_dockerfile::Dockerfile;
 use kiln_dockerfile::lint::Findings;
@@ -242,7 +242,7 @@ impl Build<'_> {
             engine,
             courier: self.courier,
             context,
-            pack: &Gzip,
+            pack: &AllCores(self.request.compression),
             stop: self.stop,
             clock: &|| jiff::Timestamp::now().to_string(),
             spool: &spool,
@@ -276,16 +276,16 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// gzip, with all cores.
-struct Gzip;
+/// Compresses with all cores.
+struct AllCores(Compression);
 
-impl Pack for Gzip {
+impl Pack for AllCores {
     fn pack(
         &self,
         tar: &mut std::io::PipeReader,
-        out: &mut std::fs::File,
+        mut out: &mut dyn std::io::Write,
     ) -> Result<crate::layer::Blob, String> {
-        crate::layer::compress(tar, out, crate::layer::Compression::Gzip, cores()).map_err(|e| e.to_string())
+        crate::layer::compress(tar, &mut out, self.0, cores()).map_err(|e| e.to_string())
     }
 }
 

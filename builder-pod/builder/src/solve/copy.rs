@@ -8,7 +8,7 @@ use kiln_contract::{Failure, FailureClass, reason};
 
 use super::checkout::Checkout;
 use super::failure::{Halt, internal, of_engine};
-use super::publish::spool_file;
+use super::spool::spool_file;
 use super::step::Steps;
 use crate::engine::{Destination, EngineError, EngineErrorKind, Selection, View};
 use crate::plan::{Action, CopyFrom, Item};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::Stored;
@@ -14,7 +14,7 @@ use kiln_contract::{Descriptor, FailureClass, reason};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::courier::{Cached, CourierError, Fetched};
+use crate::courier::{Cached, CourierError, Fetched, Growing};
 use crate::engine::{
     Destination, Diff, EngineErrorKind, Exit, MountSource, Output, Owner, Secret, Step, Unpacked, User, View,
 };
@@ -233,6 +233,10 @@ pub(crate) struct FakeCourier {
     pub entries: Mutex<BTreeMap<String, CacheEntry>>,
     /// What is in the blobs that were put, by digest.
     pub blobs: Mutex<BTreeMap<String, String>>,
+    /// Blobs may be told of while they grow.
+    pub takes_growing: bool,
+    /// How they did.
+    pub grown: Arc<Mutex<Vec<u64>>>,
 }
 
 impl FakeCourier {
@@ -308,6 +312,14 @@ impl Courier for FakeCourier {
         Ok(Stored::Uploaded)
     }
 
+    fn begin_blob(&self, _file: BorrowedFd<'_>) -> Result<Box<dyn Growing>, CourierError> {
+        self.note("begin_blob", "")?;
+        if !self.takes_growing {
+            return Err(CourierError::Failed(Box::new(registry_failure())));
+        }
+        Ok(Box::new(FakeGrowing(self.grown.clone())))
+    }
+
     fn cache_get(&self, key: &str) -> Result<Option<Cached>, CourierError> {
         self.note("cache_get", key)?;
         let entry = self.entries.lock().unwrap().get(key).cloned();
@@ -376,6 +388,20 @@ impl Courier for FakeCourier {
     }
 }
 
+/// Notes how it grows.
+struct FakeGrowing(Arc<Mutex<Vec<u64>>>);
+
+impl Growing for FakeGrowing {
+    fn grown(&mut self, bytes: u64) -> Result<(), CourierError> {
+        self.0.lock().unwrap().push(bytes);
+        Ok(())
+    }
+
+    fn put(self: Box<Self>, _blob: &Descriptor) -> Result<Stored, CourierError> {
+        Ok(Stored::Uploaded)
+    }
+}
+
 /// Sends the sources' names; `missing` is not there.
 pub(crate) struct FakeContext;
 
@@ -404,7 +430,7 @@ impl Context for FakeContext {
 pub(crate) struct FakePack;
 
 impl Pack for FakePack {
-    fn pack(&self, tar: &mut PipeReader, out: &mut File) -> Result<Blob, String> {
+    fn pack(&self, tar: &mut PipeReader, out: &mut dyn Write) -> Result<Blob, String> {
         let mut text = String::new();
         tar.read_to_string(&mut text).map_err(|e| e.to_string())?;
         out.write_all(text.as_bytes()).map_err(|e| e.to_string())?;

@@ -26,13 +26,13 @@ mod resolve;
 mod secrets;
 mod sections;
 mod shared;
+mod spool;
 mod stage;
 mod stages;
 mod step;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::io::PipeReader;
+use std::io::{PipeReader, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -90,7 +90,7 @@ pub trait Pack: Sync {
     ///
     /// # Errors
     /// What went wrong, in words.
-    fn pack(&self, tar: &mut PipeReader, out: &mut File) -> Result<Blob, String>;
+    fn pack(&self, tar: &mut PipeReader, out: &mut dyn Write) -> Result<Blob, String>;
 }
 
 /// Tells the time: RFC 3339, UTC.

@@ -35,7 +35,7 @@ pub fn diff(
     let root = |dir| at::open_dir(dir, b"").map_err(|e| TreeError::io("opening", "/", e));
     let (upper, lower) = (root(upper)?, lower.map(root).transpose()?);
     let mut differ = Differ {
-        // 256 KiB: headers gather, and a pipe's reader wakes less often.
+        // 256 KiB: headers and small files gather, and a pipe's reader wakes less often.
         tar: TarWriter::new(BufWriter::with_capacity(256 << 10, out)),
         stubs: stubs.iter().map(|path| at::clean(path.as_bytes())).collect(),
         epoch,
@@ -49,7 +49,7 @@ pub fn diff(
 }
 
 struct Differ {
-    tar: TarWriter<BufWriter<File>>,
+    tar: TarWriter,
     stubs: BTreeSet<Vec<u8>>,
     epoch: Option<i64>,
     /// Files with several names: device and inode -> the path that has the content.
@@ -217,10 +217,10 @@ impl Differ {
             return self.tar.entry(full, &meta, Body::Hardlink(first));
         }
         match (kind, file) {
-            (FileType::RegularFile, Some(mut file)) => {
+            (FileType::RegularFile, Some(file)) => {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 self.tar.entry(full, &meta, Body::File(size))?;
-                self.tar.content(full, size, &mut file)?;
+                self.tar.content(full, size, &file)?;
             }
             (FileType::Symlink, _) => {
                 let target = at::read_link(upper, name).map_err(failed)?;

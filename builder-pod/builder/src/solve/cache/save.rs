@@ -102,7 +102,7 @@ fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<()
     match save {
         Save::Stored { label, entry } => Ok(put(&label.key, &entry, None)?),
         Save::Made { label, view, stubs } => {
-            let (blob, file) = publisher.make(shared, &view, &stubs)?;
+            let (blob, file) = publisher.make_aside(shared, &view, &stubs)?;
             let entry =
                 CacheEntry { layer: descriptor(&blob), diff_id: blob.diff_id, created: label.created };
             Ok(put(&label.key, &entry, Some(file.as_fd()))?)
