@@ -129,7 +129,7 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         tokio::select! {
             () = shutdown.cancelled() => break,
             _ = heartbeat.tick() => {
-                if session.outcome().is_none() && let Err(failure) = session.event(Event::Heartbeat) {
+                if session.outcome().is_none() && let Err(failure) = session.beat() {
                     tracing::error!(%failure, "heartbeat");
                 }
             }

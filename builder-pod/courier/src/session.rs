@@ -125,6 +125,16 @@ impl Session {
         self.save(&journal)
     }
 
+    /// Writes a sign of life into the journal.
+    ///
+    /// # Errors
+    /// The journal can't be written.
+    pub fn beat(&self) -> Result<(), Failure> {
+        let mut journal = self.journal.lock().map_err(|_| internal("the journal's lock is poisoned"))?;
+        journal.beat().map_err(|e| internal(format!("writing the journal: {e}")))?;
+        self.save(&journal)
+    }
+
     /// Keeps the manifest that waits for its permit, for a courier that is restarted meanwhile.
     ///
     /// # Errors

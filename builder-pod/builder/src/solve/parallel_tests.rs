@@ -154,7 +154,7 @@ fn secrets_of_steps_at_the_same_time_have_one_bound() {
 
 #[test]
 fn a_cache_whose_entries_do_not_hold_is_made_up_for_at_the_same_time() {
-    let text = "FROM alpine AS a\nRUN one\nFROM tools AS b\nCOPY --from=a /a /\nRUN two\nFROM tools AS c\nCOPY --from=a /a /\nRUN three\n\
+    let text = "FROM alpine AS a\nRUN one\nFROM tools AS b\nCOPY --from=a /a /\nRUN two\nFROM tools AS c\nCOPY --from=a /a /c\nRUN three\n\
                 FROM scratch\nCOPY --from=b /x /\nCOPY --from=c /y /\nCOPY d /d\n";
     let build = |rig: &mut Rig, text: &str| {
         rig.cache = true;
