@@ -73,7 +73,8 @@ pub struct BuildArgs {
     /// Name and tag of the image; several must be of one repository.
     #[arg(short = 't', long = "tag", value_name = "REF")]
     pub tags: Vec<String>,
-    /// type=registry, type=oci,dest=FILE.tar or type=oci-layout,dest=DIR. Without it the image is built and dropped.
+    /// type=registry, type=oci,dest=FILE.tar or type=oci-layout,dest=DIR; with compression=zstd (or uncompressed) for the
+    /// layers that are made, gzip else. Without it the image is built and dropped.
     #[arg(short = 'o', long = "output", value_name = "SPEC")]
     pub output: Option<OutputSpec>,
     /// Mirrors and plain-HTTP registries (YAML: mirrors: [{registry, mirrors: []}], insecure: []).

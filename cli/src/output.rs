@@ -3,9 +3,20 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use kiln_contract::request::Compression;
+
+/// Where the image goes, and in which form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputSpec {
+    /// Where.
+    pub to: Place,
+    /// How its layers are compressed.
+    pub compression: Compression,
+}
+
 /// Where the image goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OutputSpec {
+pub enum Place {
     /// Pushed under the names of `-t`.
     Registry,
     /// A tar archive with an OCI image layout.
@@ -26,7 +37,7 @@ pub enum OutputError {
         part: String,
     },
     /// An unknown key.
-    #[error("unknown key {key:?}; known are type and dest")]
+    #[error("unknown key {key:?}; known are type, dest and compression")]
     UnknownKey {
         /// What was found.
         key: String,
@@ -34,6 +45,12 @@ pub enum OutputError {
     /// An unknown type.
     #[error("unknown type {found:?}; Kiln writes registry, oci and oci-layout")]
     UnknownType {
+        /// What was found.
+        found: String,
+    },
+    /// An unknown compression.
+    #[error("unknown compression {found:?}; known are gzip, zstd and uncompressed")]
+    UnknownCompression {
         /// What was found.
         found: String,
     },
@@ -54,13 +71,21 @@ impl FromStr for OutputSpec {
     type Err = OutputError;
 
     fn from_str(text: &str) -> Result<Self, OutputError> {
-        let (mut kind, mut dest) = (None, None);
+        let (mut kind, mut dest, mut compression) = (None, None, Compression::default());
         for part in text.split(',') {
             let (key, value) =
                 part.split_once('=').ok_or_else(|| OutputError::NotKeyValue { part: part.to_owned() })?;
             match key.trim() {
                 "type" => kind = Some(value.to_owned()),
                 "dest" => dest = Some(PathBuf::from(value)),
+                "compression" => {
+                    compression = match value {
+                        "gzip" => Compression::Gzip,
+                        "zstd" => Compression::Zstd,
+                        "uncompressed" => Compression::Uncompressed,
+                        _ => return Err(OutputError::UnknownCompression { found: value.to_owned() }),
+                    }
+                }
                 other => return Err(OutputError::UnknownKey { key: other.to_owned() }),
             }
         }
@@ -69,13 +94,14 @@ impl FromStr for OutputSpec {
             dest.filter(|d| !d.as_os_str().is_empty())
                 .ok_or_else(|| OutputError::Missing { kind: kind.clone(), key: "dest" })
         };
-        match kind.as_str() {
-            "registry" if dest.is_some() => Err(OutputError::DestOfRegistry),
-            "registry" => Ok(Self::Registry),
-            "oci" => needed(dest).map(Self::OciArchive),
-            "oci-layout" => needed(dest).map(Self::OciLayout),
-            _ => Err(OutputError::UnknownType { found: kind.clone() }),
-        }
+        let to = match kind.as_str() {
+            "registry" if dest.is_some() => return Err(OutputError::DestOfRegistry),
+            "registry" => Place::Registry,
+            "oci" => needed(dest).map(Place::OciArchive)?,
+            "oci-layout" => needed(dest).map(Place::OciLayout)?,
+            _ => return Err(OutputError::UnknownType { found: kind.clone() }),
+        };
+        Ok(Self { to, compression })
     }
 }
 
@@ -84,10 +110,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_three_types() {
-        assert_eq!("type=registry".parse(), Ok(OutputSpec::Registry));
-        assert_eq!("type=oci,dest=a.tar".parse(), Ok(OutputSpec::OciArchive("a.tar".into())));
-        assert_eq!("dest=out,type=oci-layout".parse(), Ok(OutputSpec::OciLayout("out".into())));
+    fn the_three_types_and_compressions() {
+        for (text, to, compression) in [
+            ("type=registry", Place::Registry, Compression::Gzip),
+            ("type=oci,dest=a.tar,compression=gzip", Place::OciArchive("a.tar".into()), Compression::Gzip),
+            ("dest=out,type=oci-layout", Place::OciLayout("out".into()), Compression::Gzip),
+            ("type=registry,compression=zstd", Place::Registry, Compression::Zstd),
+            ("compression=uncompressed,type=registry", Place::Registry, Compression::Uncompressed),
+        ] {
+            assert_eq!(text.parse(), Ok(OutputSpec { to, compression }), "{text}");
+        }
     }
 
     #[test]
@@ -100,6 +132,7 @@ mod tests {
             ("type=docker", "unknown type \"docker\""),
             ("type=oci,dst=x", "unknown key \"dst\""),
             ("type=registry,dest=x", "takes no dest"),
+            ("type=registry,compression=estargz", "known are gzip, zstd and uncompressed"),
         ] {
             let error = text.parse::<OutputSpec>().expect_err(text).to_string();
             assert!(error.contains(words), "{text}: {error}");

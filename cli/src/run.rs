@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{BuildArgs, Network, Progress};
 use crate::given;
-use crate::output::OutputSpec;
+use crate::output::Place;
 
 /// Bytes of a Dockerfile outside of the context: a request holds 1 MiB.
 const MAX_DOCKERFILE: u64 = 512 << 10;
@@ -178,6 +178,7 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         contexts: contexts(&args.build_contexts)?,
         platform: args.platform.clone().unwrap_or_else(|| format!("linux/{}", architecture())),
         output: output(args, work)?,
+        compression: args.output.as_ref().map(|spec| spec.compression).unwrap_or_default(),
         isolation,
         timeout_seconds: args.timeout,
         registries,
@@ -214,13 +215,13 @@ fn dockerfile(file: Option<&Path>, context: &Path) -> Result<(String, Option<Str
 
 fn output(args: &BuildArgs, work: &Path) -> Result<Output> {
     let references = args.tags.clone();
-    Ok(match &args.output {
-        Some(OutputSpec::Registry) if references.is_empty() => {
+    Ok(match args.output.as_ref().map(|spec| &spec.to) {
+        Some(Place::Registry) if references.is_empty() => {
             bail!("type=registry needs a name to push to: add -t HOST/NAME:TAG")
         }
-        Some(OutputSpec::Registry) => Output::Registry { references, permit: false },
-        Some(OutputSpec::OciArchive(file)) => Output::OciArchive { path: utf8(file)?, references },
-        Some(OutputSpec::OciLayout(dir)) => Output::OciLayout { path: utf8(dir)?, references },
+        Some(Place::Registry) => Output::Registry { references, permit: false },
+        Some(Place::OciArchive(file)) => Output::OciArchive { path: utf8(file)?, references },
+        Some(Place::OciLayout(dir)) => Output::OciLayout { path: utf8(dir)?, references },
         None => Output::OciLayout { path: utf8(&work.join("dropped"))?, references },
     })
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 /// Streams that are open at the same time: each is a connection of the API server to a kubelet.
-const MAX_STREAMS: usize = 256;
+const MAX_STREAMS: usize = 1024;
 /// Without a line for this long (three heartbeats) a stream is taken for dead.
 const SILENCE: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS);
 /// Between openings of a stream that ended early.
@@ -124,7 +124,8 @@ impl Journals {
         followed.insert(subject.uid.clone(), fresh);
     }
 
-    /// Reads the journal of an attempt whose pod has ended to its end, once. What can't be read stays unknown.
+    /// Reads the journal of an attempt whose pod has ended to its end, once, unless its end was read. What can't be read stays
+    /// unknown.
     pub async fn settle(&self, subject: &Subject) {
         {
             let mut followed = self.lock();
@@ -137,6 +138,10 @@ impl Journals {
             }
             if let Some(task) = entry.task.take() {
                 task.abort();
+            }
+            let end = entry.state.succeeded.is_some() || entry.state.failure.is_some();
+            if end && !entry.state.gap {
+                return;
             }
         }
         let read = self.read(subject, false, |line| {

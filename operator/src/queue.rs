@@ -158,7 +158,11 @@ impl Queue {
         limits.groups.sort();
         limits.groups.dedup_by(|next, first| next.0 == first.0);
         let share = self.shares.entry(namespace.to_owned()).or_default();
-        if share.limits == limits {
+        // Another namespace may have given its policy another limit since.
+        let holds = |(name, limit): &(String, usize)| {
+            self.groups.get(name).is_some_and(|group| group.limit == *limit)
+        };
+        if share.limits == limits && limits.groups.iter().all(holds) {
             self.tidy(namespace);
             return Vec::new();
         }

@@ -120,6 +120,9 @@ fn a_policy_limits_its_namespaces_together() {
     assert_eq!(queue.release("a0"), [woken("b", "b0")]);
     // Raised for one namespace, it is raised.
     assert_eq!(queue.set_limits("b", limits(None, &[("ci", 3)])), [woken("a", "a2")]);
+    // Said anew by the other, whose limit it was before, it is lowered again.
+    assert_eq!(queue.set_limits("a", limits(None, &[("ci", 2)])), []);
+    assert_eq!(ask(&mut queue, &claim("a3", "a")), queued(1, Wait::Policy("ci".to_owned(), 2)));
     for namespace in ["a", "b"] {
         queue.set_limits(namespace, Limits::default());
     }

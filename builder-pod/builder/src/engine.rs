@@ -125,7 +125,8 @@ pub struct Step {
     pub user: User,
     /// Whether it has the pod's network or none but its own loopback.
     pub network: bool,
-    /// What it sees besides its root. A tree that takes changes is nobody else's at that time.
+    /// What it sees besides its root. A tree that takes changes over others is nobody else's at that time; one that lies over
+    /// nothing may be another step's, too (a cache that is shared).
     pub mounts: Vec<Mount>,
 }
 

@@ -4,7 +4,7 @@
 //! endian, at most [`MAX_FRAME`]) and that many bytes of JSON. A call that moves a blob carries one file descriptor
 //! with its first byte (`SCM_RIGHTS`). The exception is [`Call::Attach`]: its connection stays open for as long as the
 //! builder lives; the courier sends [`Reply::Stop`] on it, and takes its end for the builder's death. [`Call::Watch`] stays
-//! open, too; its end means nothing.
+//! open, too; its end means nothing. [`Call::BeginBlob`] is followed by more calls before it is answered.
 
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,15 @@ pub enum Call {
     PutBlob {
         /// The blob.
         blob: Descriptor,
+    },
+    /// The output will need a blob that is still being written: the descriptor that comes along is a readable, seekable file
+    /// that grows at its end. On the same connection follow any number of [`Call::Grown`], and then [`Call::PutBlob`] without a
+    /// descriptor, which is answered as ever. A connection that ends before that: nobody needs the blob.
+    BeginBlob,
+    /// After [`Call::BeginBlob`]: so much of the file is there. Not answered.
+    Grown {
+        /// Bytes from its start on, which do not change any more.
+        bytes: u64,
     },
     /// The output needs this blob of a resolved image: mounted, copied from registry to registry, or there already.
     /// Answered with [`Reply::Stored`].

@@ -170,7 +170,7 @@ pub enum StepPhase {
     Done,
     /// Ended badly.
     Failed,
-    /// Never run: the build ended before it.
+    /// The build ended before it began, or before it was done when another step failed.
     Skipped,
     /// The journal was lost; or a later release's word for something that this one does not know.
     #[serde(other)]
@@ -309,12 +309,14 @@ impl BuildState {
         }
     }
 
-    /// Ends the attempt: steps that ran have failed, steps that did not begin are skipped.
+    /// Ends the attempt: steps that ran have failed, unless one failed by itself and the others were stopped for it; steps
+    /// that did not begin are skipped.
     pub fn fail(&mut self, failure: Failure, at: &str) {
+        let failed = self.steps.iter().any(|step| step.phase == StepPhase::Failed);
         for step in &mut self.steps {
             match step.phase {
                 StepPhase::Running => {
-                    step.phase = StepPhase::Failed;
+                    step.phase = if failed { StepPhase::Skipped } else { StepPhase::Failed };
                     step.finished_at = Some(at.to_owned());
                 }
                 StepPhase::Pending => step.phase = StepPhase::Skipped,
@@ -340,6 +342,16 @@ impl BuildState {
             Some(state) => change(state),
             None => self.gap = true,
         }
+    }
+}
+
+/// Steps by number, in words: `step 3`, `steps 3 and 5`, `steps 1, 2 and 7`.
+pub fn steps(numbers: &[u32]) -> String {
+    let text = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    match numbers {
+        [] => "no step".to_owned(),
+        [step] => format!("step {step}"),
+        [before @ .., last] => format!("steps {} and {last}", text(before)),
     }
 }
 
@@ -410,6 +422,21 @@ mod tests {
         let phases: Vec<_> = state.steps.iter().map(|s| s.phase).collect();
         assert_eq!(phases, [StepPhase::Done, StepPhase::Failed, StepPhase::Skipped]);
         assert_eq!(state.steps[1].exit_code, Some(3));
+    }
+
+    #[test]
+    fn steps_that_are_stopped_for_another_ones_failure_did_not_fail() {
+        let failure = |seq| {
+            line(seq, Event::Failed { failure: Failure::new(FailureClass::User, reason::STEP_FAILED, "no") })
+        };
+        let both = [story(), vec![line(7, Event::StepStarted { step: 3 })]].concat();
+        let phases = |lines: &[Line]| fold(lines).steps.iter().map(|s| s.phase).collect::<Vec<_>>();
+        let one = [both.clone(), vec![line(8, Event::StepFailed { step: 3, exit_code: None }), failure(9)]];
+        assert_eq!(phases(&one.concat()), [StepPhase::Done, StepPhase::Skipped, StepPhase::Failed]);
+        let ended = [both, vec![failure(8)]].concat();
+        assert_eq!(phases(&ended), [StepPhase::Done, StepPhase::Failed, StepPhase::Failed]);
+        let words = [vec![], vec![4], vec![4, 7], vec![1, 4, 7]].map(|numbers| steps(&numbers));
+        assert_eq!(words, ["no step", "step 4", "steps 4 and 7", "steps 1, 4 and 7"]);
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct BuildRequest {
     pub platform: String,
     /// Where the image goes.
     pub output: Output,
+    /// How the layers that this build makes are compressed; those of bases and of the cache stay as they are.
+    #[serde(default, skip_serializing_if = "Compression::is_default")]
+    pub compression: Compression,
     /// How steps are kept apart from the builder.
     pub isolation: Isolation,
     /// Seconds until the builder gives up; counted from its own start.
@@ -151,6 +154,36 @@ pub enum Output {
         /// As above.
         references: Vec<String>,
     },
+}
+
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Compression {
+    /// gzip, as every registry and runtime reads it.
+    #[default]
+    Gzip,
+    /// zstd: smaller and faster; registries and runtimes of the last years read it.
+    Zstd,
+    /// Not at all.
+    Uncompressed,
+}
+
+impl Compression {
+    /// Media type of such a layer (OCI image-spec layer.md).
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+            Self::Uncompressed => "application/vnd.oci.image.layer.v1.tar",
+        }
+    }
+
+    // By reference, as serde calls it.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How steps are kept apart from the builder (design section 5).

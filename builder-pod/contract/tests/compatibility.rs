@@ -10,7 +10,7 @@ use kiln_contract::journal::{BuildState, Event, Line, PlannedStep, StepPhase, Wa
 use kiln_contract::policy::{AllowList, Network, Policy, Proxy};
 use kiln_contract::report::{Outcome, Pushed, Report};
 use kiln_contract::request::{
-    BuildRequest, Cache, Content, File, Isolation, Mirror, Output, Registries, Source,
+    BuildRequest, Cache, Compression, Content, File, Isolation, Mirror, Output, Registries, Source,
 };
 use kiln_contract::source::Fetched;
 use kiln_contract::{VERSION, reads};
@@ -180,6 +180,9 @@ fn stored_reports_requests_permits_and_orders_are_read() {
     let cache = Cache { repository: "registry.example/team/cache".into(), scope: "team".into() };
     let request = BuildRequest { cache: Some(cache), ..request };
     let text = golden("request-cache.json", &json(&request));
+    assert_eq!(BuildRequest::parse(text.as_bytes()), Ok(request.clone()));
+    let request = BuildRequest { compression: Compression::Zstd, ..request };
+    let text = golden("request-compression.json", &json(&request));
     assert_eq!(BuildRequest::parse(text.as_bytes()), Ok(request));
     let permit = Permit { attempt: ATTEMPT.into(), digest: DIGEST.into(), expires: 1_767_323_107 };
     assert_eq!(serde_json::from_str::<Permit>(&golden("permit.json", &json(&permit))).expect("read"), permit);
@@ -220,6 +223,7 @@ fn request() -> BuildRequest {
         contexts: BTreeMap::new(),
         platform: "linux/amd64".into(),
         output: Output::Registry { references: vec!["registry.example/team/app:1".into()], permit: true },
+        compression: Compression::Gzip,
         isolation: Isolation::UserNamespace,
         timeout_seconds: 3600,
         registries: Registries {

@@ -52,10 +52,31 @@ impl Journal {
             (self.sink)(&text)?;
         }
         if self.since_checkpoint >= CHECKPOINT_EVERY {
-            self.since_checkpoint = 0;
-            self.write(Event::Checkpoint { state: Box::new(self.state.clone()) })?;
-            self.since_checkpoint = 0;
+            self.checkpoint()?;
         }
+        Ok(())
+    }
+
+    /// Writes a sign of life: a checkpoint where as much was written since the last one as it has bytes, and always while the
+    /// attempt waits for its permit. So the end of a log always holds the state, however small its node rotates logs, and an
+    /// operator that comes late learns what is wanted of it.
+    ///
+    /// # Errors
+    /// The sink's.
+    pub fn beat(&mut self) -> std::io::Result<()> {
+        let ended = self.state.succeeded.is_some() || self.state.failure.is_some();
+        let waits = self.state.ready_to_tag.is_some() && !ended;
+        if waits || self.since_checkpoint >= serde_json::to_string(&self.state)?.len() {
+            self.checkpoint()
+        } else {
+            self.write(Event::Heartbeat)
+        }
+    }
+
+    fn checkpoint(&mut self) -> std::io::Result<()> {
+        self.since_checkpoint = 0;
+        self.write(Event::Checkpoint { state: Box::new(self.state.clone()) })?;
+        self.since_checkpoint = 0;
         Ok(())
     }
 }
@@ -71,6 +92,40 @@ mod tests {
 
     use super::*;
     use kiln_contract::journal::PlannedStep;
+    use kiln_contract::report::Pushed;
+
+    #[test]
+    fn the_end_of_a_log_tells_the_state_and_what_is_waited_for() {
+        let lines = Arc::new(Mutex::new(Vec::<Line>::new()));
+        let seen = lines.clone();
+        let sink = Box::new(move |l: &str| {
+            seen.lock().expect("not poisoned").push(Line::parse(l).expect("a line"));
+            Ok(())
+        });
+        let mut journal = Journal::new(sink, BuildState::default());
+        let checkpoints = || {
+            let lines = lines.lock().expect("not poisoned");
+            lines.iter().filter(|l| matches!(l.event, Event::Checkpoint { .. })).count()
+        };
+        journal.write(Event::CourierStarted { attempt: "a".into() }).expect("written");
+        let step = PlannedStep { stage: "0".into(), line: 1, instruction: "RUN x".into() };
+        journal.write(Event::Planned { steps: vec![step; 9] }).expect("written");
+        (0..100).for_each(|_| journal.beat().expect("written"));
+        // It has some bytes for each of the steps, and a heartbeat has less than two of them.
+        assert!((5..20).contains(&checkpoints()), "{}", checkpoints());
+        let image = Pushed { reference: "r".into(), digest: "d".into(), size: 1 };
+        journal.write(Event::ReadyToTag { image: image.clone() }).expect("written");
+        let before = checkpoints();
+        (0..3).for_each(|_| journal.beat().expect("written"));
+        assert_eq!(checkpoints(), before + 3);
+        let mut late = BuildState::default();
+        late.apply(lines.lock().expect("not poisoned").last().expect("a line"));
+        assert_eq!((late.ready_to_tag.as_ref(), late.steps.len(), late.gap), (Some(&image), 9, false));
+        journal.write(Event::Succeeded { image }).expect("written");
+        let before = checkpoints();
+        journal.beat().expect("written");
+        assert_eq!(checkpoints(), before);
+    }
 
     #[test]
     fn lines_read_back_to_the_same_state_and_checkpoints_come() {

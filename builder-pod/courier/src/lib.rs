@@ -21,6 +21,7 @@ mod commit;
 pub mod control;
 pub mod failure;
 pub mod given;
+mod growing;
 pub mod journal;
 pub mod manifest;
 pub mod output;

@@ -26,7 +26,7 @@ use crate::given::Given;
 use crate::journal::{Journal, Sink};
 use crate::output::{Bytestream, Target};
 use crate::session::{Files, Saved, Session};
-use crate::{agent, commit, wire};
+use crate::{agent, commit, growing, wire};
 
 /// Connections at once: the builder has a handful of transfers under way, and events.
 const MAX_CONNECTIONS: usize = 64;
@@ -129,7 +129,7 @@ pub async fn serve(options: Options, shutdown: CancellationToken) -> Result<Serv
         tokio::select! {
             () = shutdown.cancelled() => break,
             _ = heartbeat.tick() => {
-                if session.outcome().is_none() && let Err(failure) = session.event(Event::Heartbeat) {
+                if session.outcome().is_none() && let Err(failure) = session.beat() {
                     tracing::error!(%failure, "heartbeat");
                 }
             }
@@ -236,6 +236,14 @@ async fn connection(
     if let Call::Attach { version } = call {
         return attach(session, attached, stream_back, version).await;
     }
+    if let (Call::BeginBlob, Some(fd)) = (&call, &fd) {
+        let file = std::fs::File::from(fd.try_clone()?);
+        let (stream, reply) = growing::serve(session, stream_back, file).await?;
+        return match reply {
+            Some(reply) => send(stream, reply).await.map(drop),
+            None => Ok(()),
+        };
+    }
     let reply = match answer(session, call, fd).await {
         Ok(reply) => reply,
         Err(failure) => Reply::Failed { failure },
@@ -312,6 +320,9 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
     let needed = |fd: Option<OwnedFd>| fd.ok_or_else(|| internal("the call came without its descriptor"));
     match call {
         Call::Attach { .. } | Call::Watch => Err(internal("attach and watch have a connection of their own")),
+        Call::BeginBlob | Call::Grown { .. } => {
+            Err(internal("a blob that grows comes with its descriptor first"))
+        }
         Call::Resolve { reference, platform } => {
             Ok(Reply::Resolved { image: session.resolve(&reference, &platform).await? })
         }

@@ -9,7 +9,7 @@ use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::Stored;
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::image::{Artifact, ArtifactLayer, ResolvedImage};
-use kiln_contract::journal::{BuildState, Event};
+use kiln_contract::journal::{BuildState, Event, steps};
 use kiln_contract::policy;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
@@ -122,6 +122,16 @@ impl Session {
     pub fn event(&self, event: Event) -> Result<(), Failure> {
         let mut journal = self.journal.lock().map_err(|_| internal("the journal's lock is poisoned"))?;
         journal.write(event).map_err(|e| internal(format!("writing the journal: {e}")))?;
+        self.save(&journal)
+    }
+
+    /// Writes a sign of life into the journal.
+    ///
+    /// # Errors
+    /// The journal can't be written.
+    pub fn beat(&self) -> Result<(), Failure> {
+        let mut journal = self.journal.lock().map_err(|_| internal("the journal's lock is poisoned"))?;
+        journal.beat().map_err(|e| internal(format!("writing the journal: {e}")))?;
         self.save(&journal)
     }
 
@@ -339,9 +349,10 @@ impl Session {
     pub async fn builder_lost(&self) -> Result<(), Failure> {
         let state = self.state();
         let running = state.running();
-        let text = match running.first() {
-            Some(step) => format!("the builder ended without a word while step {step} was running"),
-            None => "the builder ended without a word".to_owned(),
+        let text = match running[..] {
+            [] => "the builder ended without a word".to_owned(),
+            [_] => format!("the builder ended without a word while {} was running", steps(&running)),
+            _ => format!("the builder ended without a word while {} were running", steps(&running)),
         };
         let mut failure = Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, text);
         failure.step = running.first().copied();
@@ -358,7 +369,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use kiln_contract::policy::{AllowList, Policy};
-    use kiln_contract::request::{Isolation, Output, Registries, Source};
+    use kiln_contract::request::{Compression, Isolation, Output, Registries, Source};
     use kiln_registry::{Options, RetryPolicy};
 
     use super::*;
@@ -382,6 +393,7 @@ mod tests {
             contexts: BTreeMap::new(),
             platform: "linux/amd64".into(),
             output,
+            compression: Compression::default(),
             isolation: Isolation::UserNamespace,
             timeout_seconds: 0,
             registries: Registries::default(),

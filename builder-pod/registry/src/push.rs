@@ -17,9 +17,9 @@ use crate::place::Place;
 use crate::pull::digest_of;
 
 /// Bytes of a blob in memory while it is sent.
-const PIECE: u64 = 1 << 20;
+pub(crate) const PIECE: u64 = 1 << 20;
 /// Bytes a second below which an upload counts as stuck.
-const SLOWEST: u64 = 64 << 10;
+pub(crate) const SLOWEST: u64 = 64 << 10;
 /// Seconds within which a try to move a tag has ended, one way or the other.
 pub const TAG_SECONDS: u64 = 25;
 /// Bytes between reader and sender of a copy.
@@ -66,16 +66,11 @@ impl Client {
     }
 
     async fn try_put(&self, place: &Place, blob: &Blob, origin: &Origin, what: &str) -> Result<Put, Fault> {
-        let mut ask = self.ask(place, Method::HEAD, place.blob(&blob.digest), &format!("push {what}"));
-        ask.scopes = vec![place.push_scope()];
-        let answer = self.send(&ask, || None).await?;
-        match answer.status() {
-            status if status.is_success() => return Ok(Put::Present),
-            StatusCode::NOT_FOUND => {}
-            _ => return Err(self.refusal(&ask, what, answer).await.into()),
+        if self.has_blob(place, blob, what).await? {
+            return Ok(Put::Present);
         }
-        ask.method = Method::POST;
-        ask.url = place.uploads();
+        let mut ask = self.ask(place, Method::POST, place.uploads(), &format!("push {what}"));
+        ask.scopes = vec![place.push_scope()];
         ask.headers = vec![("content-length", "0".to_owned())];
         if let Origin::Repository(from) = origin {
             let source = self.origin(from)?;
@@ -100,6 +95,18 @@ impl Client {
         Ok(Put::Uploaded)
     }
 
+    /// Whether the repository has a blob.
+    pub(crate) async fn has_blob(&self, place: &Place, blob: &Blob, what: &str) -> Result<bool, Fault> {
+        let mut ask = self.ask(place, Method::HEAD, place.blob(&blob.digest), &format!("push {what}"));
+        ask.scopes = vec![place.push_scope()];
+        let answer = self.send(&ask, || None).await?;
+        match answer.status() {
+            status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.refusal(&ask, what, answer).await.into()),
+        }
+    }
+
     /// Looks for a blob before it is copied: a copy of what is not there would only break off, and be tried again and again.
     async fn must_have(&self, from: &ImageName, blob: &Blob) -> Result<(), Fault> {
         for place in self.places(from)? {
@@ -115,7 +122,7 @@ impl Client {
     }
 
     /// Where the bytes go: only to the registry itself, since they go with our credentials.
-    fn session(&self, ask: &crate::transport::Ask<'_>, answer: &Response) -> Result<Url, Fault> {
+    pub(crate) fn session(&self, ask: &crate::transport::Ask<'_>, answer: &Response) -> Result<Url, Fault> {
         let target = answer.headers().get("location").and_then(|v| v.to_str().ok()).unwrap_or_default();
         let url = ask
             .url
@@ -337,14 +344,18 @@ fn pieces(file: Arc<File>, size: u64) -> impl futures::Stream<Item = std::io::Re
         if offset >= size {
             return Ok(None);
         }
-        let length = usize::try_from(PIECE.min(size - offset)).unwrap_or_default();
-        let reader = file.clone();
-        let piece = tokio::task::spawn_blocking(move || {
-            let mut piece = vec![0; length];
-            reader.read_exact_at(&mut piece, offset).map(|()| piece)
-        })
-        .await
-        .map_err(std::io::Error::other)??;
-        Ok(Some((Bytes::from(piece), (file, offset + length as u64))))
+        let length = PIECE.min(size - offset);
+        let bytes = piece(file.clone(), offset, length).await?;
+        Ok(Some((bytes, (file, offset + length))))
     })
+}
+
+/// One piece of a file.
+pub(crate) async fn piece(file: Arc<File>, offset: u64, length: u64) -> std::io::Result<Bytes> {
+    let length = usize::try_from(length).map_err(std::io::Error::other)?;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut piece = vec![0; length];
+        file.read_exact_at(&mut piece, offset).map(|()| piece)
+    });
+    read.await.map_err(std::io::Error::other)?.map(Bytes::from)
 }

@@ -17,7 +17,7 @@ pub use build_policy::{
 };
 pub use cache::Cache;
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
-pub use output::Output;
+pub use output::{Compression, Output};
 pub use secret::{BuildSecret, SshKey};
 pub use source::{
     ConfigMapSource, FluxKind, FluxSource, GitSource, HttpSource, InlineFile, InlineSource, MAX_INLINE_BYTES,

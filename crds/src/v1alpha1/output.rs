@@ -1,6 +1,7 @@
 //! `spec.output`: where the image goes.
 
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where the image goes.
@@ -34,4 +35,18 @@ pub struct Output {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 253_402_300_799_i64))]
     pub source_date_epoch: Option<i64>,
+    /// How the layers that the build makes are compressed; those of base images stay as they are. gzip when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+}
+
+/// How layers are compressed. `gzip`: as every registry and runtime reads it. `zstd`: smaller and faster; registries and
+/// runtimes of the last years read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// As every registry and runtime reads it.
+    Gzip,
+    /// Smaller and faster.
+    Zstd,
 }

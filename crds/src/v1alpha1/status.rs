@@ -107,7 +107,7 @@ pub struct StepStatus {
     pub layer: Option<LayerStatus>,
 }
 
-/// What a step is doing. `Skipped`: the build ended before it. `Unknown`: the journal was lost.
+/// What a step is doing. `Skipped`: the build ended before it began, or was done. `Unknown`: the journal was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum StepState {
     /// Not begun.
@@ -120,7 +120,7 @@ pub enum StepState {
     Done,
     /// Ended badly.
     Failed,
-    /// Never run: the build ended before it.
+    /// The build ended before it began, or before it was done when another step failed.
     Skipped,
     /// Not known: the journal was lost.
     Unknown,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kiln_api::v1alpha1::{AttemptStatus, QueueStatus};
 use kiln_contract::control::{PERMIT_SECONDS, Permit, Stop};
-use kiln_contract::journal::BuildState;
+use kiln_contract::journal::{BuildState, steps};
 use kiln_contract::report::Outcome;
 use kiln_contract::{Failure, FailureClass, reason};
 
@@ -267,10 +267,12 @@ fn running(pod: &PodView, journal: Option<&BuildState>) -> Phase {
         return Phase::active(reasons::PUSHING, "all steps are done; the image is being pushed");
     }
     let total = journal.steps.len();
-    match journal.running().first().and_then(|n| Some((*n, journal.steps.get(*n as usize - 1)?))) {
-        Some((number, step)) => {
-            Phase::active(reasons::BUILDING, format!("step {number}/{total}: {}", step.plan.instruction))
-        }
-        None => Phase::active(reasons::BUILDING, format!("{} of {total} steps are done", journal.done())),
-    }
+    let running = journal.running();
+    let text = |number: u32| journal.steps.get(number as usize - 1).map(|step| &step.plan.instruction);
+    let words = match running[..] {
+        [] => format!("{} of {total} steps are done", journal.done()),
+        [number] => format!("step {number}/{total}: {}", text(number).map_or("", String::as_str)),
+        _ => format!("{} of {total} run", steps(&running)),
+    };
+    Phase::active(reasons::BUILDING, words)
 }

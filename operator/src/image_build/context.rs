@@ -2,6 +2,7 @@
 //! object until the watch shows it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::traces::Traces;
 use super::decide::{CreationFault, Slot};
 use super::events::Publisher;
 use super::kubelet::Warning;
-use super::pace;
+use super::pace::{self, Load};
 use super::preflight::LetIn;
 
 /// What reconciles share.
@@ -55,6 +56,8 @@ pub struct Context {
     pub priorities: Priorities,
     queue: Mutex<Queue>,
     memory: Mutex<HashMap<String, Memory>>,
+    write_millis: AtomicUsize,
+    listed_events: Mutex<Option<Instant>>,
     wake: mpsc::UnboundedSender<Wake>,
 }
 
@@ -126,6 +129,8 @@ impl Context {
             priorities: Priorities::default(),
             queue,
             memory: Mutex::default(),
+            write_millis: AtomicUsize::default(),
+            listed_events: Mutex::default(),
             wake,
         }
     }
@@ -244,7 +249,17 @@ impl Context {
     pub fn pace(&self, uid: &str, before: &ImageBuildStatus, after: &ImageBuildStatus) -> i64 {
         let now = self.clock.now().as_second();
         let since = self.with(uid, |memory| memory.written_at).map(|at| now - at);
-        pace::wait(before, after, since, self.queue().running())
+        let load =
+            Load { running: self.queue().running(), write_millis: self.write_millis.load(Ordering::Relaxed) };
+        pace::wait(before, after, since, load)
+    }
+
+    /// Remembers how long a write of a status took, the last eight or so counting.
+    pub fn write_took(&self, took: Duration) {
+        let millis = usize::try_from(took.as_millis()).unwrap_or(usize::MAX);
+        // Two at once may lose one of them: it is an estimate.
+        let before = self.write_millis.load(Ordering::Relaxed);
+        self.write_millis.store(before - before / 8 + millis / 8, Ordering::Relaxed);
     }
 
     /// How the last try to make that attempt's pod failed.
@@ -284,6 +299,16 @@ impl Context {
         self.with(uid, |memory| memory.warnings.clone())
             .filter(|(of, read, _)| of == pod && read.elapsed() < age)
             .map(|(_, _, warnings)| warnings)
+    }
+
+    /// Whether the last list of Events, of whichever pod, was at least `apart` ago. The next one counts from now then.
+    pub fn may_list_events(&self, apart: Duration) -> bool {
+        let mut last = self.listed_events.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|at| at.elapsed() >= apart);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
     }
 
     /// Remembers the warnings about a pod, read now.

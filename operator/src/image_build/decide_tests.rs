@@ -24,6 +24,11 @@ fn a_build_from_apply_to_ready() {
     w.journal = Some(journal(&w, vec![plan(), Event::StepStarted { step: 1 }]));
     assert!(kinds(&w.decide()).is_empty());
     assert_eq!((w.ready().as_str(), w.status.progress.as_deref()), ("Unknown Building", Some("0/2")));
+    assert!(w.message().contains("step 1/2: RUN 1"), "{}", w.message());
+    let both = [1, 2].map(|step| Event::StepStarted { step });
+    w.journal = Some(journal(&w, [vec![plan()], both.to_vec()].concat()));
+    assert!(kinds(&w.decide()).is_empty());
+    assert!(w.message().contains("steps 1 and 2 of 2 run"), "{}", w.message());
     let done = |step| Event::StepDone { step, cached: false };
     w.journal = Some(journal(
         &w,
@@ -297,17 +302,17 @@ fn a_missing_secret_is_named_and_waited_for_as_long_as_the_start_may_take() {
         let now = w.now;
         let pod = w.create_pod();
         (pod.node, pod.scheduled) = (Some("n".into()), Some(at(now)));
-        assert_eq!(w.decide().again.map(|d| d.as_secs()), Some(5));
+        assert_eq!(w.decide().again.map(|d| d.as_secs()), Some(10));
         assert_eq!(w.ready(), "Unknown Starting");
         let note = "MountVolume.SetUp failed for volume \"secrets\" : secret \"npm\" not found";
         w.warnings = vec![Warning { reason: "FailedMount".into(), note: note.into() }];
-        w.now += 5;
+        w.now += 10;
         assert_eq!(w.decide().again.map(|d| d.as_secs()), Some(10));
         assert_eq!((w.ready().as_str(), w.kstatus()), ("Unknown WaitingForSecret", "InProgress"));
         w
     };
     let mut w = begin();
-    w.now += 294;
+    w.now += 289;
     w.decide();
     assert_eq!(w.ready(), "Unknown WaitingForSecret");
     w.now += 1;

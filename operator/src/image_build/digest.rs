@@ -2,6 +2,7 @@
 //! operator adds, so that an upgrade or a changed default rebuilds nothing.
 
 use kiln_api::ImageBuildSpec;
+use kiln_api::v1alpha1::Compression;
 use kiln_contract::request::{Content, File};
 use sha2::{Digest, Sha256};
 
@@ -122,6 +123,11 @@ pub fn input_digest(spec: &ImageBuildSpec, source: Option<&str>) -> String {
         fields.text("sourceDateEpoch");
         fields.text(&seconds.to_string());
     }
+    // gzip said and gzip by default are one.
+    if output.compression == Some(Compression::Zstd) {
+        fields.text("compression");
+        fields.text("zstd");
+    }
     format!("v1:{}", fields.hex())
 }
 
@@ -184,7 +190,7 @@ mod tests {
     #[test]
     fn what_decides_on_the_image_changes_it() {
         type Change = fn(&mut ImageBuildSpec);
-        let changes: [Change; 16] = [
+        let changes: [Change; 17] = [
             |s| s.context_dir = "x".into(),
             |s| s.dockerfile = "x".into(),
             |s| s.target = Some("x".into()),
@@ -196,6 +202,7 @@ mod tests {
             |s| drop(s.output.tags.pop()),
             |s| s.output.insecure = true,
             |s| s.output.source_date_epoch = Some(0),
+            |s| s.output.compression = Some(Compression::Zstd),
             |s| s.isolation = Some(Isolation::UserNamespace),
             |s| s.secrets = vec![secret("a", "x", "k")],
             |s| s.secrets = vec![secret("a", "x", "k2")],
@@ -214,7 +221,7 @@ mod tests {
     #[test]
     fn what_does_not_leaves_it() {
         type Change = fn(&mut ImageBuildSpec);
-        let changes: [Change; 10] = [
+        let changes: [Change; 11] = [
             |s| s.args.reverse(),
             |s| s.output.tags.reverse(),
             |s| s.timeout = Some("5m".into()),
@@ -224,6 +231,7 @@ mod tests {
             |s| s.service_account_name = "x".into(),
             |s| s.priority_class_name = Some("x".into()),
             |s| s.resources = Some(kiln_api::v1alpha1::Resources::default()),
+            |s| s.output.compression = Some(Compression::Gzip),
             // Where the same contents come from does not matter.
             |s| s.source.config_map = Some(ConfigMapSource { name: "x".into() }),
         ];

@@ -13,7 +13,7 @@ use super::observe::PodView;
 use super::validate::{Build, Given};
 
 /// Seconds that a pod with a node may take before its Events are read: most have a sandbox by then.
-const PATIENCE: i64 = 5;
+const PATIENCE: i64 = 10;
 /// Seconds between two looks at the Events of one pod.
 pub const LOOK_EVERY: i64 = 10;
 /// Reasons of Events that say why a pod gets no sandbox or volume.
@@ -264,7 +264,7 @@ mod tests {
             change(&mut pod);
             due(&pod, 200)
         };
-        assert_eq!((due(&pod, 100), due(&pod, 103), due(&pod, 105)), (Some(5), Some(2), Some(0)));
+        assert_eq!((due(&pod, 100), due(&pod, 103), due(&pod, 110)), (Some(10), Some(7), Some(0)));
         assert_eq!(with(|_| {}), Some(0));
         let never: [fn(&mut PodView); 5] = [
             |p| p.node = None,

@@ -1,6 +1,6 @@
 //! How an attempt ended. A valid report decides; without one the journal, then the pod, then its containers. Pure.
 
-use kiln_contract::journal::BuildState;
+use kiln_contract::journal::{BuildState, StepPhase, steps};
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::{Failure, FailureClass, reason};
 
@@ -8,16 +8,16 @@ use super::observe::{ContainerView, PodView};
 
 /// How the attempt ended whose pod is terminal, gone (`None`) or lost.
 pub fn outcome(attempt: &str, pod: Option<&PodView>, journal: Option<&BuildState>) -> Outcome {
+    let journal = journal.filter(|j| j.attempt.as_deref() == Some(attempt));
     if let Some(report) = pod.and_then(|p| report(attempt, &p.courier)) {
         return match report {
             // The courier sees that the builder is gone; why, only the kubelet knows.
             Outcome::Failed(failure) if failure.class == FailureClass::Infrastructure => {
-                Outcome::Failed(pod.and_then(|p| pod_fault(p, &failure)).unwrap_or(failure))
+                Outcome::Failed(pod.and_then(|p| pod_fault(p, &failure, journal)).unwrap_or(failure))
             }
             decided => decided,
         };
     }
-    let journal = journal.filter(|j| j.attempt.as_deref() == Some(attempt));
     if let Some(image) = journal.and_then(|j| j.succeeded.clone()) {
         return Outcome::Succeeded(image);
     }
@@ -30,7 +30,7 @@ pub fn outcome(attempt: &str, pod: Option<&PodView>, journal: Option<&BuildState
     };
     if let Some(failure) = journal.and_then(|j| j.failure.clone()) {
         let refined = (failure.class == FailureClass::Infrastructure)
-            .then(|| pod.and_then(|p| pod_fault(p, &failure)))
+            .then(|| pod.and_then(|p| pod_fault(p, &failure, journal)))
             .flatten();
         return Outcome::Failed(refined.unwrap_or(failure));
     }
@@ -38,7 +38,7 @@ pub fn outcome(attempt: &str, pod: Option<&PodView>, journal: Option<&BuildState
         None => lost(reason::POD_DELETED, "the builder pod was deleted before it had reported"),
         Some(pod) => {
             let base = lost(reason::BUILDER_LOST, &ended_without_report(pod));
-            pod_fault(pod, &base).unwrap_or(base)
+            pod_fault(pod, &base, journal).unwrap_or(base)
         }
     })
 }
@@ -52,8 +52,16 @@ fn report(attempt: &str, courier: &ContainerView) -> Option<Outcome> {
         .map(|report| report.outcome)
 }
 
+/// Which steps ran at the end, if there were several: whose memory it was can't be told then.
+fn together(journal: Option<&BuildState>) -> String {
+    let ran = |phase| matches!(phase, StepPhase::Running | StepPhase::Failed);
+    let all = journal.map_or(&[][..], |journal| &journal.steps);
+    let numbers: Vec<u32> = (1..).zip(all).filter(|(_, step)| ran(step.phase)).map(|(n, _)| n).collect();
+    if numbers.len() < 2 { String::new() } else { format!(" while {} were running", steps(&numbers)) }
+}
+
 /// What the pod and its containers say beyond `failure`: pod reason first, then container reasons.
-fn pod_fault(pod: &PodView, failure: &Failure) -> Option<Failure> {
+fn pod_fault(pod: &PodView, failure: &Failure, journal: Option<&BuildState>) -> Option<Failure> {
     let refined = |class, reason: &str, message: &str| Failure {
         class,
         reason: reason.to_owned(),
@@ -101,7 +109,10 @@ fn pod_fault(pod: &PodView, failure: &Failure) -> Option<Failure> {
         return Some(refined(
             FailureClass::OutOfMemory,
             reason::OUT_OF_MEMORY,
-            "the build ran into its memory limit; raise spec.resources.limits.memory",
+            &format!(
+                "the build ran into its memory limit{}; raise spec.resources.limits.memory",
+                together(journal)
+            ),
         ));
     }
     if let Some((why, words)) = &pod.disruption {
@@ -131,6 +142,7 @@ fn ended_without_report(pod: &PodView) -> String {
 mod tests {
     use super::*;
     use crate::image_build::observe::Terminated;
+    use kiln_contract::journal::{Event, Line, PlannedStep};
     use kiln_contract::report::Pushed;
 
     /// The image that was tagged.
@@ -196,6 +208,31 @@ mod tests {
                 Some(Terminated { exit_code: 137, reason: "OOMKilled".into(), ..Terminated::default() });
         });
         assert_eq!(end(Some(&pod), None), (FailureClass::OutOfMemory, reason::OUT_OF_MEMORY.into(), Some(2)));
+    }
+
+    #[test]
+    fn memory_that_ran_out_is_that_of_all_steps_that_ran() {
+        let pod = with(|p| {
+            p.build.terminated =
+                Some(Terminated { exit_code: 137, reason: "OOMKilled".into(), ..Terminated::default() });
+        });
+        let mut journal = BuildState { attempt: Some("a".into()), ..BuildState::default() };
+        let step = |line| PlannedStep { stage: "0".into(), line, instruction: "RUN x".into() };
+        let started = [1, 3].map(|step| Event::StepStarted { step });
+        for (seq, event) in
+            (1..).zip([Event::Planned { steps: (1..4).map(step).collect() }].into_iter().chain(started))
+        {
+            journal.apply(&Line { v: 1, seq, at: String::new(), event });
+        }
+        let message = |journal: &BuildState| match outcome("a", Some(&pod), Some(journal)) {
+            Outcome::Failed(failure) => (failure.step, failure.message),
+            Outcome::Succeeded(image) => panic!("{image:?}"),
+        };
+        let (step, text) = message(&journal);
+        assert_eq!(step, Some(1));
+        assert!(text.contains("its memory limit while steps 1 and 3 were running; raise"), "{text}");
+        journal.steps.pop();
+        assert!(message(&journal).1.contains("its memory limit; raise"));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use super::observe::PodView;
 
 /// Events that are read of one pod: one says enough, repeated ones are counted in it.
 const MAX_EVENTS: u32 = 50;
+/// Between two lists, of whichever pods.
+const APART: Duration = Duration::from_millis(200);
 /// Bytes of a note that are kept; the API server allows 1 KiB.
 const MAX_NOTE: usize = 1024;
 
@@ -22,6 +24,10 @@ const MAX_NOTE: usize = 1024;
 pub async fn warnings(ctx: &Context, owner: &str, pod: &PodView) -> Vec<Warning> {
     if let Some(known) = ctx.warnings(owner, &pod.uid, Duration::from_secs(LOOK_EVERY.unsigned_abs())) {
         return known;
+    }
+    // Where all pods are slow to start, nothing is gained by asking of each why.
+    if !ctx.may_list_events(APART) {
+        return ctx.warnings(owner, &pod.uid, Duration::MAX).unwrap_or_default();
     }
     let api: Api<Event> = Api::namespaced(ctx.client.clone(), &pod.namespace);
     let params =

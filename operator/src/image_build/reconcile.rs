@@ -333,10 +333,12 @@ async fn write_status(
         patch["metadata"]["resourceVersion"].take();
     }
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let written =
+    let began = tokio::time::Instant::now();
+    let patched =
         timed("patch imagebuild status", api.patch_status(&this.name, &params, &Patch::Apply(&patch))).await;
+    ctx.write_took(began.elapsed());
     ctx.metrics.wrote(Write::Status);
-    let written = written.map_err(|error| match error.status().map(|s| s.code) {
+    let written = patched.map_err(|error| match error.status().map(|s| s.code) {
         Some(409) => ReconcileError::Conflict,
         _ => error,
     })?;
@@ -484,11 +486,8 @@ async fn unreadable(
     let mut status = ImageBuildStatus::default();
     conditions::set(&mut status, &Phase::Unreadable { message }, meta.generation.unwrap_or_default(), at);
     let kind = GroupVersionKind::gvk("kiln.build", "v1alpha1", "ImageBuild");
-    let api: Api<DynamicObject> = Api::namespaced_with(
-        ctx.client.clone(),
-        &namespace,
-        &ApiResource::from_gvk_with_plural(&kind, "imagebuilds"),
-    );
+    let resource = ApiResource::from_gvk_with_plural(&kind, "imagebuilds");
+    let api: Api<DynamicObject> = Api::namespaced_with(ctx.client.clone(), &namespace, &resource);
     let patch = json!({
         "apiVersion": "kiln.build/v1alpha1", "kind": "ImageBuild", "metadata": {"name": name},
         "status": {"observedGeneration": status.observed_generation, "conditions": status.conditions},

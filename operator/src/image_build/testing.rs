@@ -92,6 +92,7 @@ pub fn desired(digest: &str) -> Desired {
             ssh: vec![],
             labels: BTreeMap::new(),
             references: vec!["r.x/a:1".into()],
+            compression: kiln_contract::request::Compression::default(),
             cache: None,
             registries: Default::default(),
             service_account: "default".into(),
@@ -248,6 +249,11 @@ impl World {
     pub fn ready(&self) -> String {
         let ready = conditions::find(&self.status, "Ready").expect("Ready");
         format!("{} {}", ready.status, ready.reason)
+    }
+
+    /// What `Ready` says.
+    pub fn message(&self) -> String {
+        conditions::find(&self.status, "Ready").expect("Ready").message.clone()
     }
 
     pub fn kstatus(&self) -> &'static str {

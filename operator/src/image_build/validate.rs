@@ -7,7 +7,7 @@ use kiln_api::v1alpha1::{PolicyStatus, Resources, SourceStatus};
 use kiln_api::{ImageBuildSpec, duration};
 use kiln_contract::policy::{Policy, Proxy};
 use kiln_contract::request::{
-    BuildRequest, Cache, Content, File, Isolation, MAX_REQUEST, Output, Registries, Source,
+    BuildRequest, Cache, Compression, Content, File, Isolation, MAX_REQUEST, Output, Registries, Source,
 };
 use kiln_contract::{Failure, FailureClass, reason};
 
@@ -79,6 +79,8 @@ pub struct Build {
     pub labels: BTreeMap<String, String>,
     /// Normalised references of one repository, the first is the one that users are told.
     pub references: Vec<String>,
+    /// How the build's own layers are compressed.
+    pub compression: Compression,
     /// Where results of steps are kept.
     pub cache: Option<Cache>,
     /// Mirrors and plain-HTTP registries, the output's among them where the user said so.
@@ -207,6 +209,10 @@ fn build(
         ssh: given("spec.ssh", ssh)?,
         labels: spec.labels.clone(),
         references,
+        compression: match spec.output.compression {
+            Some(kiln_api::v1alpha1::Compression::Zstd) => Compression::Zstd,
+            Some(kiln_api::v1alpha1::Compression::Gzip) | None => Compression::Gzip,
+        },
         cache: check::cache(spec, policy)?,
         registries,
         service_account: spec.service_account_name.clone(),
@@ -350,6 +356,7 @@ impl Build {
             contexts: std::collections::BTreeMap::new(),
             platform: platform(),
             output: Output::Registry { references: self.references.clone(), permit: true },
+            compression: self.compression,
             isolation,
             timeout_seconds: u64::try_from(timeout_seconds).unwrap_or_default(),
             registries: self.registries.clone(),

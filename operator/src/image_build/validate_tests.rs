@@ -15,6 +15,7 @@ fn spec() -> ImageBuildSpec {
             tags: vec!["v1".into()],
             insecure: false,
             source_date_epoch: None,
+            compression: None,
         },
         ..ImageBuildSpec::default()
     }
@@ -111,6 +112,24 @@ fn results_are_kept_for_the_namespace_alone_where_images_may_go() {
     let policy = json!({"output": {"allowedRepositories": ["reg.x:5000"]}});
     let failure = forbidden(policy, &spec);
     assert!(failure.message.contains("spec.cache.repository: BuildPolicy"), "{failure}");
+}
+
+#[test]
+fn layers_are_compressed_as_the_object_says() {
+    let mut spec = spec();
+    let found = files(&[("Dockerfile", "FROM scratch\n")]);
+    for (said, compression) in [
+        (None, Compression::Gzip),
+        (Some(v1alpha1::Compression::Gzip), Compression::Gzip),
+        (Some(v1alpha1::Compression::Zstd), Compression::Zstd),
+    ] {
+        spec.output.compression = said;
+        let Buildable::Yes(build) = validate(&spec, &found, &config("")).buildable else {
+            panic!("not buildable")
+        };
+        let request = build.request_of(build.source.clone(), "a", Isolation::HostRange, 1);
+        assert_eq!(request.compression, compression, "{said:?}");
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ use kiln_contract::source::Git;
 use kiln_contract::{Descriptor, Failure, VERSION, reason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Cached, Committed, Courier, CourierError, Fetched, frame};
+use super::{Cached, Committed, Courier, CourierError, Fetched, Growing, frame};
 use crate::engine::{Secret, Stop};
 
 /// How long to wait for the courier's socket: the courier is started first and needs well under a second; a minute covers
@@ -86,10 +86,15 @@ impl Client {
         fd: Option<BorrowedFd<'_>>,
         patience: Patience,
     ) -> Result<Reply, CourierError> {
+        self.answer(&self.say(call, fd)?, patience)
+    }
+
+    /// Connects and sends a call.
+    fn say(&self, call: &Call, fd: Option<BorrowedFd<'_>>) -> Result<UnixStream, CourierError> {
         let mut stream = UnixStream::connect(&self.socket).map_err(lost("connecting"))?;
         stream.set_write_timeout(Some(WRITE_WAIT)).map_err(lost("connecting"))?;
         frame::write(&mut stream, call, fd).map_err(lost("sending"))?;
-        self.answer(&stream, patience)
+        Ok(stream)
     }
 
     fn answer(&self, stream: &UnixStream, patience: Patience) -> Result<Reply, CourierError> {
@@ -233,9 +238,7 @@ impl Courier for Client {
 
     fn read_blob(&self, image: &str, blob: &Descriptor, into: OwnedFd) -> Result<(), CourierError> {
         let call = Call::ReadBlob { image: image.to_owned(), blob: blob.clone() };
-        let mut stream = UnixStream::connect(&self.socket).map_err(lost("connecting"))?;
-        stream.set_write_timeout(Some(WRITE_WAIT)).map_err(lost("connecting"))?;
-        frame::write(&mut stream, &call, Some(into.as_fd())).map_err(lost("sending"))?;
+        let stream = self.say(&call, Some(into.as_fd()))?;
         // Ours must be closed before the wait, or the reader of the pipe never sees its end.
         drop(into);
         expect_done("readBlob", self.answer(&stream, Patience::UntilStopped)?)
@@ -267,6 +270,11 @@ impl Courier for Client {
         expect_stored("putBlob", self.call(&call, Some(file), Patience::UntilStopped)?)
     }
 
+    fn begin_blob(&self, file: BorrowedFd<'_>) -> Result<Box<dyn Growing>, CourierError> {
+        let stream = self.say(&Call::BeginBlob, Some(file))?;
+        Ok(Box::new(Begun { stream, stop: self.stop.clone() }))
+    }
+
     fn put_base_blob(&self, image: &str, blob: &Descriptor) -> Result<Stored, CourierError> {
         let call = Call::PutBaseBlob { image: image.to_owned(), blob: blob.clone() };
         expect_stored("putBaseBlob", self.call(&call, None, Patience::UntilStopped)?)
@@ -293,10 +301,7 @@ impl Courier for Client {
 
     fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError> {
         let (read, write) = std::io::pipe().map_err(lost("making a pipe"))?;
-        let mut stream = UnixStream::connect(&self.socket).map_err(lost("connecting"))?;
-        stream.set_write_timeout(Some(WRITE_WAIT)).map_err(lost("connecting"))?;
-        frame::write(&mut stream, &Call::Secret { id: id.to_owned() }, Some(write.as_fd()))
-            .map_err(lost("sending"))?;
+        let stream = self.say(&Call::Secret { id: id.to_owned() }, Some(write.as_fd()))?;
         drop(write);
         // The pipe ends when the courier has written all of it, or has nothing to write.
         let mut bytes = Vec::new();
@@ -346,6 +351,26 @@ impl Courier for Client {
     fn fail(&self, failure: &Failure) -> Result<(), CourierError> {
         let call = Call::Fail { failure: failure.clone() };
         expect_done("fail", self.call(&call, None, Patience::For(FAIL_WAIT))?)
+    }
+}
+
+/// The connection of a blob that grows.
+struct Begun {
+    stream: UnixStream,
+    stop: Stop,
+}
+
+impl Growing for Begun {
+    fn grown(&mut self, bytes: u64) -> Result<(), CourierError> {
+        frame::write(&mut self.stream, &Call::Grown { bytes }, None).map_err(lost("sending"))
+    }
+
+    fn put(mut self: Box<Self>, blob: &Descriptor) -> Result<Stored, CourierError> {
+        let call = Call::PutBlob { blob: blob.clone() };
+        frame::write(&mut self.stream, &call, None).map_err(lost("sending"))?;
+        let (stream, stop) = (&self.stream, &self.stop);
+        let waiting = Waiting { stream, stop, patience: Patience::UntilStopped, since: Instant::now() };
+        expect_stored("putBlob", receive(waiting)?)
     }
 }
 

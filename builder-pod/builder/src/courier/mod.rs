@@ -73,6 +73,21 @@ pub enum CourierError {
     Stopped,
 }
 
+/// A blob that goes to the output while it is written. One that is dropped is not needed any more.
+pub trait Growing: Send {
+    /// So many bytes of the file are there.
+    ///
+    /// # Errors
+    /// The courier is lost.
+    fn grown(&mut self, bytes: u64) -> Result<(), CourierError>;
+
+    /// The file is whole, and is this blob.
+    ///
+    /// # Errors
+    /// As [`Courier::put_blob`].
+    fn put(self: Box<Self>, blob: &Descriptor) -> Result<Stored, CourierError>;
+}
+
 /// The calls of `kiln_contract::call`. They may be made from several threads.
 pub trait Courier: Send + Sync {
     /// Pins a reference to the manifest of one platform.
@@ -105,6 +120,12 @@ pub trait Courier: Send + Sync {
     /// # Errors
     /// The output does not take it.
     fn put_blob(&self, blob: &Descriptor, file: BorrowedFd<'_>) -> Result<Stored, CourierError>;
+
+    /// Gives a blob to the output that is still being written; `file` is readable and seekable, and grows at its end.
+    ///
+    /// # Errors
+    /// The courier is lost.
+    fn begin_blob(&self, file: BorrowedFd<'_>) -> Result<Box<dyn Growing>, CourierError>;
 
     /// Gives a blob of a resolved image to the output.
     ///

@@ -4,6 +4,7 @@
 //! order: the blocks go to as many threads as there are, and the bytes do not depend on how many.
 
 mod error;
+mod noise;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -11,9 +12,11 @@ use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use kiln_contract::request::Compression;
 use sha2::{Digest, Sha256};
 
 pub use error::LayerError;
+use noise::Probe;
 
 /// Uncompressed bytes of a block: with libdeflate, level 3 on 1 MiB compresses as well as zlib's level 6 on the whole
 /// (measured, engine.md B2), and a block in each of two threads, one waiting and one written, is 8 MiB in all.
@@ -23,31 +26,8 @@ const BLOCK: usize = 1 << 20;
 const GZIP_LEVEL: i32 = 3;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
-/// Most threads: beyond that the one that reads and hashes is the slower one.
-const MAX_THREADS: usize = 16;
-
-/// How a layer is compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// gzip, as every registry and runtime reads it.
-    #[default]
-    Gzip,
-    /// zstd: smaller and faster; registries and runtimes of the last years read it.
-    Zstd,
-    /// Not at all.
-    None,
-}
-
-impl Compression {
-    /// Media type of such a layer (OCI image-spec layer.md).
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-            Self::None => "application/vnd.oci.image.layer.v1.tar",
-        }
-    }
-}
+/// Most threads: beyond that the one that reads and hashes is soon the slower one, and each takes 3 MiB of the builder's 64.
+const MAX_THREADS: usize = 8;
 
 /// A finished layer blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +65,7 @@ pub fn compress(
         tar_size += block.len() as u64;
         Ok(block)
     };
-    if compression == Compression::None {
+    if compression == Compression::Uncompressed {
         let mut block = next_block(Vec::with_capacity(BLOCK))?;
         while !block.is_empty() {
             out.write(&block)?;
@@ -124,7 +104,10 @@ fn in_blocks<W: Write>(
                 loop {
                     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok((number, block, buffer)) = job else { return };
-                    let packed = packer.pack(&block, buffer).map(|packed| (number, packed, block));
+                    let packed = match &mut packer {
+                        Ok(packer) => packer.pack(&block, buffer).map(|packed| (number, packed, block)),
+                        Err(e) => Err(LayerError::Compress { message: e.to_string() }),
+                    };
                     if results.send(packed).is_err() {
                         return;
                     }
@@ -133,8 +116,9 @@ fn in_blocks<W: Write>(
         }
         drop((results, jobs));
 
-        // At most this many blocks exist, each with its compressed form: memory does not grow with the layer.
-        let most = 2 * threads as u64;
+        // At most this many blocks exist, each with its compressed form: memory does not grow with the layer. One in each
+        // thread, one that is next, and one that is done before an earlier one.
+        let most = threads as u64 + 2;
         let mut spare: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let mut waiting: BTreeMap<u64, (Vec<u8>, Vec<u8>)> = BTreeMap::new();
         let (mut sent, mut written, mut end) = (0u64, 0u64, false);
@@ -168,18 +152,28 @@ fn gone() -> LayerError {
 
 /// Compresses blocks, one at a time.
 enum Packer {
-    Gzip(Box<libdeflater::Compressor>),
-    Zstd(Result<Box<zstd::bulk::Compressor<'static>>, io::Error>),
+    /// `stored` is for noise: a gzip member around the bytes as they are.
+    Gzip {
+        deflate: libdeflater::Compressor,
+        stored: libdeflater::Compressor,
+        probe: Probe,
+    },
+    Zstd(zstd::bulk::Compressor<'static>),
 }
 
 impl Packer {
-    fn new(compression: Compression) -> Self {
+    fn new(compression: Compression) -> io::Result<Self> {
         if compression == Compression::Zstd {
-            return Self::Zstd(zstd::bulk::Compressor::new(ZSTD_LEVEL).map(Box::new));
+            // It stores noise by itself, at 4 GB/s.
+            return zstd::bulk::Compressor::new(ZSTD_LEVEL).map(Self::Zstd);
         }
-        // The level is in libdeflate's range; should that ever change, its default is right, too.
-        let level = libdeflater::CompressionLvl::new(GZIP_LEVEL).unwrap_or_default();
-        Self::Gzip(Box::new(libdeflater::Compressor::new(level)))
+        // The levels are in libdeflate's range; should that ever change, its default is right, too.
+        let level = |n| libdeflater::CompressionLvl::new(n).unwrap_or_default();
+        Ok(Self::Gzip {
+            deflate: libdeflater::Compressor::new(level(GZIP_LEVEL)),
+            stored: libdeflater::Compressor::new(level(0)),
+            probe: Probe::new()?,
+        })
     }
 
     /// Compresses `block` into `buffer`, whose room is used again. The gzip header has no time and no name, and 255 as its
@@ -187,12 +181,14 @@ impl Packer {
     fn pack(&mut self, block: &[u8], mut buffer: Vec<u8>) -> Result<Vec<u8>, LayerError> {
         let failed = |message: String| LayerError::Compress { message };
         let size = match self {
-            Self::Gzip(gzip) => {
-                buffer.resize(gzip.gzip_compress_bound(block.len()), 0);
+            Self::Gzip { deflate, stored, probe } => {
+                let room =
+                    deflate.gzip_compress_bound(block.len()).max(stored.gzip_compress_bound(block.len()));
+                buffer.resize(room, 0);
+                let gzip = if probe.is_noise(block, &mut buffer) { stored } else { deflate };
                 gzip.gzip_compress(block, &mut buffer).map_err(|e| failed(e.to_string()))?
             }
             Self::Zstd(zstd) => {
-                let zstd = zstd.as_mut().map_err(|e| failed(e.to_string()))?;
                 buffer.resize(zstd::zstd_safe::compress_bound(block.len()), 0);
                 zstd.compress_to_buffer(block, buffer.as_mut_slice()).map_err(|e| failed(e.to_string()))?
             }

@@ -208,6 +208,16 @@ impl Action {
     }
 }
 
+impl CopyFrom {
+    /// The stage that it is.
+    pub(crate) fn stage(self) -> Option<usize> {
+        match self {
+            Self::Stage(stage) => Some(stage),
+            Self::Context | Self::Named(_) | Self::Image(_) => None,
+        }
+    }
+}
+
 /// Where a COPY, or a mount, takes its files from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CopyFrom {

@@ -31,6 +31,8 @@ impl<W: Write + Send> Log for Human<W> {
         match entry {
             Entry::Step { number, total, text } => self.line(&format!("Step {number}/{total} : {text}")),
             Entry::Running { id } => self.line(&format!(" ---> Running in {id}")),
+            Entry::Resumed { number, total } => self.line(&format!(" ---> Step {number}/{total} goes on")),
+            Entry::Stopped => self.line(" ---> Stopped: another step failed"),
             Entry::Output { bytes } => {
                 let _ = self.out.write_all(bytes);
                 self.open_line = bytes.last().map_or(self.open_line, |last| *last != b'\n');
@@ -75,6 +77,8 @@ mod tests {
             Entry::Output { bytes: b"one\ntw" },
             Entry::Output { bytes: b"o" },
             Entry::Output { bytes: b"" },
+            Entry::Resumed { number: 2, total: 2 },
+            Entry::Stopped,
             Entry::CommandFailed { command: "/bin/sh -c x", code: 3 },
             Entry::Failed { failure: &failure, excerpt: Some(" 2 | RUN x") },
             Entry::Built { id: "0123456789ab" },
@@ -86,7 +90,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "Step 1/2 : FROM alpine\n ---> 4f3a1b2c3d4e\nStep 2/2 : RUN echo \u{fffd}[31mhi\n ---> Running in 1a2b3c4d5e6f\n\
-             one\ntwo\nThe command '/bin/sh -c x' returned a non-zero code: 3\n\
+             one\ntwo\n ---> Step 2/2 goes on\n ---> Stopped: another step failed\nThe command '/bin/sh -c x' returned a non-zero code: 3\n\
              error: Dockerfile:2: the command failed\n 2 | RUN x\nSuccessfully built 0123456789ab\n\
              Successfully tagged host/x:1\n[Warning] w\n"
         );

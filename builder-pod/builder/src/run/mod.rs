@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
-use kiln_contract::request::{BuildRequest, Isolation};
+use kiln_contract::request::{BuildRequest, Compression, Isolation};
 use kiln_contract::{Failure, FailureClass, reason};
 use kiln_dockerfile::Dockerfile;
 use kiln_dockerfile::lint::Findings;
@@ -242,10 +242,11 @@ impl Build<'_> {
             engine,
             courier: self.courier,
             context,
-            pack: &Gzip,
+            pack: &AllCores(self.request.compression),
             stop: self.stop,
             clock: &|| jiff::Timestamp::now().to_string(),
             spool: &spool,
+            at_a_time: cores(),
         };
         let wishes = Wishes {
             attempt: &self.request.attempt,
@@ -270,17 +271,21 @@ impl Build<'_> {
     }
 }
 
-/// gzip, with all cores.
-struct Gzip;
+/// Cores that this process may use: its cgroup's limit counts.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
-impl Pack for Gzip {
+/// Compresses with all cores.
+struct AllCores(Compression);
+
+impl Pack for AllCores {
     fn pack(
         &self,
         tar: &mut std::io::PipeReader,
-        out: &mut std::fs::File,
+        mut out: &mut dyn std::io::Write,
     ) -> Result<crate::layer::Blob, String> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        crate::layer::compress(tar, out, crate::layer::Compression::Gzip, threads).map_err(|e| e.to_string())
+        crate::layer::compress(tar, &mut out, self.0, cores()).map_err(|e| e.to_string())
     }
 }
 

@@ -29,6 +29,7 @@ fn request(files: &[(&str, &str)]) -> BuildRequest {
         contexts: std::collections::BTreeMap::new(),
         platform: "linux/amd64".into(),
         output: Output::Registry { references: vec!["host/x:1".into()], permit: false },
+        compression: Compression::default(),
         isolation: Isolation::UserNamespace,
         timeout_seconds: 3600,
         registries: Registries::default(),
@@ -87,6 +88,8 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
         Call::Fail { failure } => done(courier.fail(&failure)),
         Call::ReadBlob { .. }
         | Call::PutBlob { .. }
+        | Call::BeginBlob
+        | Call::Grown { .. }
         | Call::Fetch { .. }
         | Call::FetchGit { .. }
         | Call::Secret { .. }

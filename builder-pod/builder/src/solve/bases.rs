@@ -102,6 +102,11 @@ impl<'a> Bases<'a> {
         (0..self.images[image].resolved.layers.len()).map(|layer| tree(image, layer)).collect()
     }
 
+    /// Whether nothing of an image is waited for.
+    pub fn is_there(&self, image: usize) -> bool {
+        self.lock().images[image].settled
+    }
+
     /// Waits until an image is all there; its trees from the bottom up.
     pub fn trees(&self, shared: &Shared<'_>, image: usize) -> Result<Vec<String>, Halt> {
         let mut state = self.lock();

@@ -9,7 +9,7 @@ use kiln_contract::source::Git;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::failure::{Halt, internal, of_engine};
-use super::publish::spool_file;
+use super::spool::spool_file;
 use crate::courier::Courier;
 use crate::tree;
 

@@ -8,7 +8,7 @@ use kiln_contract::{Failure, FailureClass, reason};
 
 use super::checkout::Checkout;
 use super::failure::{Halt, internal, of_engine};
-use super::publish::spool_file;
+use super::spool::spool_file;
 use super::step::Steps;
 use crate::engine::{Copied, Destination, EngineError, EngineErrorKind, Selection, View};
 use crate::plan::{Action, CopyFrom, Item};
@@ -47,7 +47,7 @@ impl Steps<'_> {
                 self.copy_stream(view, to, |out| self.world.context.send(name, what, out))?;
             }
             CopyFrom::Stage(stage) => {
-                let trees = self.whole(&self.left(stage).trees)?;
+                let trees = self.whole(&self.stages.left(stage).trees)?;
                 let copied = self.shared.engine.copy_tree(view, to, &trees, what)?;
                 self.made_links(&view.upper, copied);
             }
@@ -72,7 +72,7 @@ impl Steps<'_> {
         let (mut file, fetched) = match self.early.file(url).filter(|_| checksum.is_none()) {
             Some(early) => early,
             None => {
-                let file = spool_file(self.world.spool, "download")?;
+                let file = spool_file(self.world.spool, &self.shared.name("download"))?;
                 let fetched = self.shared.courier.fetch(url, checksum, file.as_fd());
                 (file, fetched.map_err(Halt::from)?)
             }
@@ -96,7 +96,10 @@ impl Steps<'_> {
     ) -> Result<(), CopyFault> {
         let checkout = match self.early.checkout(source) {
             Some(early) => early,
-            None => Checkout::fetch(self.shared.courier, source, self.world.spool, "checkout")?,
+            None => {
+                let name = self.shared.name("checkout");
+                Checkout::fetch(self.shared.courier, source, self.world.spool, &name)?
+            }
         };
         let what = Selection { sources: vec![".".to_owned()], excludes: excludes.to_vec(), parents: false };
         let all = |_: &str, _: bool| tree::Ignored::No;

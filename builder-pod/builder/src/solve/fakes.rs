@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Mutex;
+use std::sync::{Arc, Condvar, Mutex};
 
 use kiln_contract::cache::CacheEntry;
 use kiln_contract::call::Stored;
@@ -14,7 +14,7 @@ use kiln_contract::{Descriptor, FailureClass, reason};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::courier::{Cached, CourierError, Fetched};
+use crate::courier::{Cached, CourierError, Fetched, Growing};
 use crate::engine::{
     Copied, Destination, Diff, EngineErrorKind, Exit, LAYER_INDEX, MountSource, Output, Owner, Secret, Step,
     Unpacked, User, View,
@@ -64,11 +64,38 @@ pub(crate) struct FakeEngine {
     pub needs_content: bool,
     /// Copies make links.
     pub links: bool,
+    /// The same for these.
+    pub waits: Vec<&'static str>,
+    /// Commands that wait for one another, and how long at most.
+    pub meets: (Vec<&'static str>, std::time::Duration),
+    /// When they have met the build is cancelled.
+    pub cancels: bool,
+    /// Which of them came, and a way to wait for them.
+    pub came: (Mutex<Vec<String>>, Condvar),
     /// What a call (by its first word) fails with.
     pub fail: BTreeMap<&'static str, EngineError>,
 }
 
 impl FakeEngine {
+    /// Notes whether all that are to meet run at the same time.
+    fn meet(&self, command: &str) {
+        let (who, patience) = &self.meets;
+        if !who.contains(&command) {
+            return;
+        }
+        let mut came = self.came.0.lock().unwrap();
+        came.push(command.to_owned());
+        self.came.1.notify_all();
+        let (came, waited) =
+            self.came.1.wait_timeout_while(came, *patience, |came| came.len() < who.len()).unwrap();
+        drop(came);
+        self.notes.add(format!("{} {command}", if waited.timed_out() { "alone" } else { "met" }));
+        if waited.timed_out() {
+            // The next one is not to meet who is gone.
+            self.came.0.lock().unwrap().retain(|one| one != command);
+        }
+    }
+
     fn note(&self, word: &'static str, rest: &str) -> Result<(), EngineError> {
         self.notes.add(format!("{word} {rest}"));
         self.fail.get(word).cloned().map_or(Ok(()), Err)
@@ -199,7 +226,11 @@ impl Engine for FakeEngine {
             self.notes.add(format!("env {}", step.env.join(" ")));
         }
         output.write(format!("output of {command}\n").as_bytes());
-        if self.endless {
+        self.meet(&command);
+        if self.cancels {
+            stop.stop(reason::CANCELLED);
+        }
+        if self.endless || self.waits.contains(&command.as_str()) {
             while !stop.is_stopped() {
                 std::thread::yield_now();
             }
@@ -243,6 +274,10 @@ pub(crate) struct FakeCourier {
     pub entries: Mutex<BTreeMap<String, CacheEntry>>,
     /// What is in the blobs that were put, by digest.
     pub blobs: Mutex<BTreeMap<String, String>>,
+    /// Blobs may be told of while they grow.
+    pub takes_growing: bool,
+    /// How they did.
+    pub grown: Arc<Mutex<Vec<u64>>>,
 }
 
 impl FakeCourier {
@@ -327,6 +362,14 @@ impl Courier for FakeCourier {
         Ok(Stored::Uploaded)
     }
 
+    fn begin_blob(&self, _file: BorrowedFd<'_>) -> Result<Box<dyn Growing>, CourierError> {
+        self.note("begin_blob", "")?;
+        if !self.takes_growing {
+            return Err(CourierError::Failed(Box::new(registry_failure())));
+        }
+        Ok(Box::new(FakeGrowing(self.grown.clone())))
+    }
+
     fn cache_get(&self, key: &str) -> Result<Option<Cached>, CourierError> {
         self.note("cache_get", key)?;
         let entry = self.entries.lock().unwrap().get(key).cloned();
@@ -395,6 +438,20 @@ impl Courier for FakeCourier {
     }
 }
 
+/// Notes how it grows.
+struct FakeGrowing(Arc<Mutex<Vec<u64>>>);
+
+impl Growing for FakeGrowing {
+    fn grown(&mut self, bytes: u64) -> Result<(), CourierError> {
+        self.0.lock().unwrap().push(bytes);
+        Ok(())
+    }
+
+    fn put(self: Box<Self>, _blob: &Descriptor) -> Result<Stored, CourierError> {
+        Ok(Stored::Uploaded)
+    }
+}
+
 /// Sends the sources' names; `missing` is not there.
 pub(crate) struct FakeContext;
 
@@ -423,7 +480,7 @@ impl Context for FakeContext {
 pub(crate) struct FakePack;
 
 impl Pack for FakePack {
-    fn pack(&self, tar: &mut PipeReader, out: &mut File) -> Result<Blob, String> {
+    fn pack(&self, tar: &mut PipeReader, out: &mut dyn Write) -> Result<Blob, String> {
         let mut text = String::new();
         tar.read_to_string(&mut text).map_err(|e| e.to_string())?;
         out.write_all(text.as_bytes()).map_err(|e| e.to_string())?;

@@ -19,6 +19,15 @@ pub enum Entry<'a> {
         /// 12 hex digits that name this run of it.
         id: &'a str,
     },
+    /// It is told of again, after another step that ran at the same time.
+    Resumed {
+        /// 1-based.
+        number: u32,
+        /// Of how many.
+        total: u32,
+    },
+    /// It ends, as another step failed.
+    Stopped,
     /// The command wrote something.
     Output {
         /// Raw bytes.

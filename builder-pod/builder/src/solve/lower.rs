@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use kiln_contract::{Failure, FailureClass, reason};
 
 use super::bases::layer_of;
+use super::cache::At;
 use super::cache::decide::Need;
 use super::cache::pull::entry_of;
 use super::copy::{CopyFault, check_owner};
@@ -16,20 +17,20 @@ use crate::plan::{Action, Item};
 impl Steps<'_> {
     /// Carries out a COPY, an ADD or a WORKDIR on `trees`; what it left. Where only the looks of a layer are there and
     /// what is in it turns out to count, it is done again on the layer itself.
-    pub(super) fn place(&mut self, trees: &[String], action: &Action) -> Result<View, Halt> {
+    pub(super) fn place(&self, at: At, trees: &[String], action: &Action) -> Result<View, Halt> {
         let lowers = match Need::of(action) {
             Need::Nothing => Vec::new(),
             Need::Look => self.looked_at(trees)?,
             Need::Whole => self.whole(trees)?,
         };
-        let view = View { lowers, upper: self.upper() };
+        let view = View { lowers, upper: self.upper(at) };
         self.plain.lock().unwrap_or_else(PoisonError::into_inner).insert(view.upper.clone());
         match self.put(&view, action) {
             Ok(()) => Ok(view),
             Err(CopyFault::Engine(error)) if error.kind == EngineErrorKind::Content => {
                 let unfit = std::slice::from_ref(&view.upper);
                 self.shared.engine.remove(unfit).map_err(|e| of_engine(&e, None))?;
-                let view = View { lowers: self.whole(trees)?, upper: self.upper() };
+                let view = View { lowers: self.whole(trees)?, upper: self.upper(at) };
                 self.plain.lock().unwrap_or_else(PoisonError::into_inner).insert(view.upper.clone());
                 self.put(&view, action).map_err(|fault| fault.into_halt(action))?;
                 Ok(view)
@@ -110,8 +111,8 @@ impl Steps<'_> {
                 self.bases.trees(self.shared, image)?;
             }
             if let Some(at) = entry_of(tree)
-                && let Some(hit) = self.known.hits.get(&at)
-                && let Err(problem) = self.pulls.settle(self.shared, at, hit, &trees[..place])?
+                && let Some(hit) = self.hit(at)
+                && let Err(problem) = self.pulls.settle(self.shared, at, &hit, &trees[..place])?
             {
                 let step = self.plan.stages[at.0].ops[at.1].step;
                 let message = format!("the cached result of step {step} can't be read: {problem}");

@@ -1,9 +1,19 @@
-//! Carries out a plan over the engine and the courier: base images come in and layers go out in the background, steps run
-//! one after another.
+//! Carries out a plan over the engine and the courier: base images come in and layers go out in the background, and stages
+//! that don't need one another are gone through at the same time.
+//!
+//! | module | does |
+//! |---|---|
+//! | `stages` | says which stage's turn it is |
+//! | `stage` | goes through one, step by step |
+//! | `step` | carries a step out; `copy`, `command`, `mount` with `caches`, `secrets`, `agent` are its parts |
+//! | `sections` | puts what stages tell at the same time into one log |
+//! | `bases`, `publish` | what comes in and what goes out |
+//! | `cache` | results of earlier builds |
 
 mod agent;
 mod bases;
 mod cache;
+mod caches;
 mod checkout;
 mod command;
 mod copy;
@@ -15,12 +25,16 @@ mod mount;
 mod publish;
 mod redact;
 mod resolve;
+mod secrets;
+mod sections;
 mod shared;
+mod spool;
+mod stage;
+mod stages;
 mod step;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::io::PipeReader;
+use std::io::{PipeReader, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -46,13 +60,15 @@ use failure::{Halt, internal};
 use lazy::Lazy;
 use log::{Entry, Log};
 use publish::{Layer, Publisher};
+use sections::Sections;
 use shared::Shared;
 use step::{Steps, Tools};
 
 pub use checkout::Checkout;
 pub use resolve::resolve;
 
-/// Bytes of all secrets that one step mounts, together: they are in memory, several times while the step starts.
+/// Bytes of all secrets that the steps of a build mount that run at the same time, together: they are in memory, several
+/// times while a step starts.
 pub const MAX_SECRETS: usize = 4 << 20;
 
 /// The build context.
@@ -77,7 +93,7 @@ pub trait Pack: Sync {
     ///
     /// # Errors
     /// What went wrong, in words.
-    fn pack(&self, tar: &mut PipeReader, out: &mut File) -> Result<Blob, String>;
+    fn pack(&self, tar: &mut PipeReader, out: &mut dyn Write) -> Result<Blob, String>;
 }
 
 /// Tells the time: RFC 3339, UTC.
@@ -100,6 +116,8 @@ pub struct World<'a> {
     pub clock: Clock<'a>,
     /// A directory for layers on their way out.
     pub spool: &'a Path,
+    /// Stages that are gone through at a time.
+    pub at_a_time: usize,
 }
 
 impl std::fmt::Debug for World<'_> {
@@ -165,7 +183,7 @@ pub fn solve(
         lazy: &lazy,
         publisher: &publisher,
     };
-    let mut steps = Steps::new(plan, wishes, world, tools, known);
+    let steps = Steps::new(plan, wishes, world, tools, known);
     let committed = std::thread::scope(|beside| {
         // What is for the cache is kept beside the build, and to its end after it.
         let keeping = {
@@ -180,7 +198,10 @@ pub fn solve(
                 pulls.start(scope, &shared)?;
                 lazy.start(scope, &shared)?;
                 let jobs = publisher.start(scope, &shared)?;
-                steps.run(&jobs, log)
+                let sections = Sections::new(&mut *log, plan.stages.len());
+                let done = steps.run(&jobs, &sections);
+                sections.finish();
+                done
             };
             if let Err(halt) = run() {
                 shared.halt(halt);
@@ -190,7 +211,7 @@ pub fn solve(
             shared.check()?;
             shared.courier.event(Event::Pushing)?;
             let layers = publisher.layers();
-            let (config, descriptors) = compose(plan, wishes, world.clock, &steps.ended, &layers)?;
+            let (config, descriptors) = compose(plan, wishes, world.clock, &steps.ended(), &layers)?;
             log.entry(Entry::Built { id: short(&hex::encode(Sha256::digest(config.as_bytes()))) });
             let committed = shared.courier.commit(&config, &descriptors)?;
             for reference in &committed.references {

@@ -3,12 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::{Failure, FailureClass, reason};
 use kiln_dockerfile::instruction::Sharing;
 
 use super::MAX_SECRETS;
+use super::caches::{Caches, Held, way};
 use super::failure::{Halt, of_engine};
+use super::secrets::Secrets;
+use super::stage::Lane;
 use super::step::Steps;
 use crate::engine::{Destination, EngineError, Mount, MountSource, Owner, Secret, Selection, View};
 use crate::plan::{self, Cache, CopyFrom};
@@ -16,13 +21,11 @@ use crate::plan::{self, Cache, CopyFrom};
 /// What the steps of a build have mounted so far.
 #[derive(Debug, Default)]
 pub(super) struct Mounted {
-    /// The tree of each cache. Steps run one after another, so within a build every way of sharing one is the same.
-    caches: BTreeMap<Cache, String>,
+    caches: Caches,
     /// The tree with each path of each context; no name: of the build's own.
-    context: BTreeMap<(Option<String>, String), String>,
-    /// Every secret that a step got: none may appear in the log.
-    pub(super) secrets: Vec<Secret>,
-    trees: usize,
+    context: Mutex<BTreeMap<(Option<String>, String), String>>,
+    pub(super) secrets: Secrets,
+    trees: AtomicUsize,
 }
 
 /// What a step needs.
@@ -38,6 +41,21 @@ pub(super) struct Prepared {
     discard: Vec<String>,
 }
 
+/// What a step has and others wait for.
+#[derive(Debug, Default)]
+struct Taken {
+    caches: Vec<Held>,
+    secrets: BTreeMap<String, Secret>,
+    /// Bytes of them.
+    bytes: usize,
+}
+
+impl Taken {
+    fn has(&self, cache: &Cache) -> Option<&Held> {
+        self.caches.iter().find(|held| held.cache == *cache)
+    }
+}
+
 impl Prepared {
     /// Sets the variables that hold secrets.
     pub fn set(&self, env: &mut Vec<String>) {
@@ -49,41 +67,111 @@ impl Prepared {
 }
 
 impl Mounted {
-    fn tree(&mut self, kind: char) -> String {
-        self.trees += 1;
-        format!("{kind}{}", self.trees)
+    fn tree(&self, kind: char) -> String {
+        format!("{kind}{}", self.trees.fetch_add(1, Ordering::Relaxed) + 1)
     }
 }
 
 impl Steps<'_> {
     /// Does a step's work with what it mounts.
     pub(super) fn with_mounts<T>(
-        &mut self,
+        &self,
         mounts: &[plan::Mount],
-        work: impl FnOnce(&Self, &Prepared) -> Result<T, Halt>,
+        lane: &mut Lane<'_, '_>,
+        work: impl FnOnce(&mut Lane<'_, '_>, &Prepared) -> Result<T, Halt>,
     ) -> Result<T, Halt> {
-        let done = self.prepare(mounts).and_then(|prepared| {
-            let done = work(self, &prepared)?;
-            self.release(&prepared).map(|()| done)
-        });
+        let mut taken = Taken::default();
+        let done = self.take(mounts, lane, &mut taken).and_then(|()| self.prepare(mounts, &taken)).and_then(
+            |prepared| {
+                let done = work(lane, &prepared)?;
+                self.release(&prepared).map(|()| done)
+            },
+        );
         // A step that failed has filled its caches all the same.
-        let kept = self.keep_caches();
+        let kept = self.give_back(&taken);
         let done = done?;
         kept.map(|()| done)
     }
 
-    /// Makes ready what a step mounts.
-    fn prepare(&mut self, mounts: &[plan::Mount]) -> Result<Prepared, Halt> {
-        let mut prepared = Prepared::default();
-        // All builds wait for caches in one order, so that none waits for another in a circle.
-        let locked = mounts.iter().filter_map(|mount| match mount {
-            plan::Mount::Cache { cache, sharing: Sharing::Locked, .. } => Some(cache),
+    /// Takes what others may have: secrets before caches, and caches in one order, so that no step and no build waits for
+    /// another in a circle.
+    fn take(&self, mounts: &[plan::Mount], lane: &mut Lane<'_, '_>, taken: &mut Taken) -> Result<(), Halt> {
+        self.take_secrets(mounts, lane, taken)?;
+        let caches = mounts.iter().filter_map(|mount| match mount {
+            plan::Mount::Cache { cache, sharing, .. } => Some((cache, way(cache, *sharing))),
             _ => None,
         });
-        for cache in locked.collect::<BTreeSet<_>>() {
-            self.cache_tree(cache, true)?;
+        let locked = caches.clone().filter(|(_, sharing)| *sharing == Sharing::Locked);
+        for cache in locked.map(|(cache, _)| cache).collect::<BTreeSet<_>>() {
+            self.take_cache(cache, Sharing::Locked, lane, taken)?;
         }
-        let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
+        for (cache, sharing) in caches {
+            if taken.has(cache).is_none() {
+                self.take_cache(cache, sharing, lane, taken)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_cache(
+        &self,
+        cache: &Cache,
+        sharing: Sharing,
+        lane: &mut Lane<'_, '_>,
+        taken: &mut Taken,
+    ) -> Result<(), Halt> {
+        let (caches, engine, name) = (&self.mounted.caches, self.shared.engine, || self.mounted.tree('k'));
+        let held = match caches.take(cache, sharing, &name) {
+            Some(held) => held,
+            None => self.pause(lane, || caches.wait(self.shared, cache, sharing, &name))?,
+        };
+        // Noted before anything can go wrong, so that it is given back.
+        taken.caches.push(held.clone());
+        if !held.make {
+            return Ok(());
+        }
+        // What lies over files of the build is of no use to another one, and is made with them.
+        if cache.from.is_none() || cache.root.is_some() {
+            let take = |wait| {
+                let taken = engine.take_cache(&cache.key(), &held.tree, wait, self.shared.stop);
+                taken.map_err(|e| of_engine(&e, None))
+            };
+            let found = match (held.lasting && cache.from.is_none(), sharing) {
+                (false, _) => false,
+                (true, Sharing::Locked) => self.pause(lane, || take(true))?,
+                (true, _) => take(false)?,
+            };
+            if !found {
+                let (mode, uid, gid) = cache.root.unwrap_or((0o755, 0, 0));
+                let made = engine.make_tree(&held.tree, mode, Owner { uid, gid });
+                made.map_err(|e| of_engine(&e, None))?;
+            }
+        }
+        caches.made(&held);
+        Ok(())
+    }
+
+    /// Gives back the caches that outlast the build; the others stay for the next steps.
+    fn give_back(&self, taken: &Taken) -> Result<(), Halt> {
+        if taken.bytes > 0 {
+            self.mounted.secrets.give_back(taken.bytes);
+        }
+        let mut done = Ok(());
+        for held in &taken.caches {
+            let kept = self.mounted.caches.give_back(held, || {
+                let lasting = held.cache.from.is_none();
+                let engine = self.shared.engine;
+                let kept = if lasting { engine.keep_cache(&held.cache.key(), &held.tree) } else { Ok(false) };
+                kept.map_err(|e| of_engine(&e, None))
+            });
+            done = done.and(kept);
+        }
+        done
+    }
+
+    /// Makes ready what a step mounts.
+    fn prepare(&self, mounts: &[plan::Mount], taken: &Taken) -> Result<Prepared, Halt> {
+        let mut prepared = Prepared::default();
         for mount in mounts {
             match mount {
                 plan::Mount::Files { target, read_only, from, path } => {
@@ -94,20 +182,20 @@ impl Steps<'_> {
                     prepared.mounts.push(Mount { target: target.clone(), read_only: *read_only, source });
                 }
                 plan::Mount::Cache { target, read_only, cache, path, sharing: _ } => {
-                    let source = self.cache(cache, path)?;
+                    let source = self.cache(cache, path, taken)?;
                     prepared.mounts.push(Mount { target: target.clone(), read_only: *read_only, source });
                 }
                 plan::Mount::Memory { target, read_only, size } => {
                     let source = MountSource::Memory { size: *size };
                     prepared.mounts.push(Mount { target: target.clone(), read_only: *read_only, source });
                 }
-                plan::Mount::Secret { id, target, env, mode, owner, required } => {
-                    let Some(bytes) = self.secret(id, *required, &mut secrets)? else { continue };
+                plan::Mount::Secret { id, target, env, mode, owner, required: _ } => {
+                    let Some(bytes) = taken.secrets.get(id) else { continue };
                     if let Some(name) = env {
-                        prepared.env.push((name.clone(), text(id, &bytes)?));
+                        prepared.env.push((name.clone(), text(id, bytes)?));
                     }
                     if let Some(target) = target {
-                        let source = MountSource::File { bytes, mode: *mode, owner: *owner };
+                        let source = MountSource::File { bytes: bytes.clone(), mode: *mode, owner: *owner };
                         prepared.mounts.push(Mount { target: target.clone(), read_only: true, source });
                     }
                 }
@@ -138,24 +226,12 @@ impl Steps<'_> {
         self.shared.engine.remove(&prepared.discard).map_err(|e| of_engine(&e, None))
     }
 
-    /// Gives back the caches that outlast the build; the others stay for the next steps.
-    fn keep_caches(&mut self) -> Result<(), Halt> {
-        let mut left = BTreeMap::new();
-        for (cache, tree) in std::mem::take(&mut self.mounted.caches) {
-            if !self.shared.engine.keep_cache(&cache.key(), &tree).map_err(|e| of_engine(&e, None))? {
-                left.insert(cache, tree);
-            }
-        }
-        self.mounted.caches = left;
-        Ok(())
-    }
-
     /// The trees that a mount shows, from the bottom up, and what people call them.
-    fn files(&mut self, from: Option<CopyFrom>, path: &str) -> Result<(Vec<String>, String), Halt> {
+    fn files(&self, from: Option<CopyFrom>, path: &str) -> Result<(Vec<String>, String), Halt> {
         Ok(match from {
             None => (Vec::new(), "scratch".to_owned()),
             Some(CopyFrom::Stage(stage)) => {
-                let trees = self.whole(&self.left(stage).trees)?;
+                let trees = self.whole(&self.stages.left(stage).trees)?;
                 (trees, format!("stage {}", self.plan.stages[stage].name))
             }
             Some(CopyFrom::Image(image)) => {
@@ -171,9 +247,11 @@ impl Steps<'_> {
     }
 
     /// A tree with a path of a context at its place; only that is copied.
-    fn context_tree(&mut self, name: Option<&str>, path: &str) -> Result<String, Halt> {
+    fn context_tree(&self, name: Option<&str>, path: &str) -> Result<String, Halt> {
         let key = |path: &str| (name.map(str::to_owned), path.to_owned());
-        if let Some(tree) = ["/", path].iter().find_map(|path| self.mounted.context.get(&key(path))) {
+        // Who wants the same files at the same time waits for them.
+        let mut context = self.mounted.context.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tree) = ["/", path].iter().find_map(|path| context.get(&key(path))) {
             return Ok(tree.clone());
         }
         let tree = self.mounted.tree('x');
@@ -188,69 +266,70 @@ impl Steps<'_> {
             link: false,
         };
         self.copy_context(&view, &to, name, &what).map_err(|error| missing(&error))?;
-        self.mounted.context.insert(key(path), tree.clone());
+        context.insert(key(path), tree.clone());
         Ok(tree)
     }
 
-    /// Takes a secret for a step, each once; `taken` are those that it has.
-    fn secret(
-        &mut self,
-        id: &str,
-        required: bool,
-        taken: &mut BTreeMap<String, Secret>,
-    ) -> Result<Option<Secret>, Halt> {
-        if let Some(known) = taken.get(id) {
-            return Ok(Some(known.clone()));
+    /// Takes the secrets of a step, each once.
+    fn take_secrets(
+        &self,
+        mounts: &[plan::Mount],
+        lane: &mut Lane<'_, '_>,
+        taken: &mut Taken,
+    ) -> Result<(), Halt> {
+        let secrets = &self.mounted.secrets;
+        let wanted = mounts.iter().filter_map(|mount| match mount {
+            plan::Mount::Secret { id, required, .. } => Some((id, *required)),
+            _ => None,
+        });
+        if wanted.clone().next().is_none() {
+            return Ok(());
         }
-        let Some(secret) = self.shared.courier.secret(id)? else {
-            if !required {
-                return Ok(None);
+        if !secrets.try_begin() {
+            self.pause(lane, || secrets.begin(self.shared))?;
+        }
+        let mut bytes = 0;
+        for (id, required) in wanted {
+            if taken.secrets.contains_key(id) {
+                continue;
             }
+            if !secrets.has_room(bytes) {
+                self.pause(lane, || secrets.wait_for_room(self.shared, bytes))?;
+            }
+            let Some(secret) = self.secret(id, required)? else { continue };
+            bytes += secret.0.len();
+            if bytes > MAX_SECRETS {
+                let text = format!(
+                    "the secrets of the step have together more than the {MAX_SECRETS} bytes that are allowed"
+                );
+                return Err(Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into());
+            }
+            secrets.hide(&secret);
+            taken.secrets.insert(id.clone(), secret);
+        }
+        secrets.taken(bytes);
+        taken.bytes = bytes;
+        Ok(())
+    }
+
+    fn secret(&self, id: &str, required: bool) -> Result<Option<Secret>, Halt> {
+        let secret = self.shared.courier.secret(id)?;
+        if secret.is_none() && required {
             let text = format!(
                 "the secret {id} is required and was not given; add it to spec.secrets, or pass it to `kiln build` with --secret id={id},src=FILE"
             );
             return Err(Failure::new(FailureClass::User, reason::NOT_FOUND, text).into());
-        };
-        if taken.values().map(|known| known.0.len()).sum::<usize>() + secret.0.len() > MAX_SECRETS {
-            let text = format!(
-                "the secrets of the step have together more than the {MAX_SECRETS} bytes that are allowed"
-            );
-            return Err(Failure::new(FailureClass::User, reason::NOT_SUPPORTED, text).into());
         }
-        if !self.mounted.secrets.contains(&secret) {
-            self.mounted.secrets.push(secret.clone());
-        }
-        taken.insert(id.to_owned(), secret.clone());
-        Ok(Some(secret))
+        Ok(secret)
     }
 
-    /// The tree of a cache; `wait` where another build has it.
-    fn cache_tree(&mut self, cache: &Cache, wait: bool) -> Result<String, Halt> {
-        if let Some(tree) = self.mounted.caches.get(cache) {
-            return Ok(tree.clone());
-        }
-        let tree = self.mounted.tree('k');
-        let engine = self.shared.engine;
-        // What lies over files of the build is of no use to another one.
-        let taken = cache.from.is_none() && {
-            let taken = engine.take_cache(&cache.key(), &tree, wait, self.shared.stop);
-            taken.map_err(|e| of_engine(&e, None))?
-        };
-        // Noted before anything can go wrong, so that it is given back.
-        self.mounted.caches.insert(cache.clone(), tree.clone());
-        if let Some((mode, uid, gid)) = cache.root.filter(|_| !taken) {
-            engine.make_tree(&tree, mode, Owner { uid, gid }).map_err(|e| of_engine(&e, None))?;
-        }
-        Ok(tree)
-    }
-
-    fn cache(&mut self, cache: &Cache, path: &str) -> Result<MountSource, Halt> {
+    fn cache(&self, cache: &Cache, path: &str, taken: &Taken) -> Result<MountSource, Halt> {
         // A wished owner or mode means a fresh directory, also in BuildKit.
         let from = if cache.root.is_none() { cache.from } else { None };
         let (lowers, _) = self.files(from, path)?;
         let name = format!("the cache {}", cache.id.trim_start_matches('/'));
-        let tree = self.cache_tree(cache, false)?;
-        Ok(MountSource::Trees { lowers, upper: Some(tree), path: path.to_owned(), name })
+        let upper = taken.has(cache).map(|held| held.tree.clone());
+        Ok(MountSource::Trees { lowers, upper, path: path.to_owned(), name })
     }
 }
 

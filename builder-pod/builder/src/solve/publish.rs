@@ -18,13 +18,18 @@ use super::Pack;
 use super::cache::save::{Label, Save};
 use super::failure::{Halt, internal, of_engine};
 use super::shared::Shared;
+use super::spool::{Spool, spool_file};
+use crate::courier::Growing;
 use crate::engine::View;
 use crate::layer::Blob;
 
 /// Steps whose difference may wait to be taken: more would only hold more of the disk.
 const WAITING: usize = 2;
-/// Layers that are sent at a time; each takes a connection to the registry.
+/// Layers that are sent at a time when they are whole; each takes a connection to the registry. A large one that waits for its
+/// turn here has begun its way already.
 const SENDERS: usize = 2;
+/// Bytes between the tar's writer and the compressor: a block of the latter, and what a user without privileges may have.
+const PIPE: usize = 1 << 20;
 /// How much lower the priority of compression is than that of the step that runs beside it (`nice`).
 const NICE: i32 = 10;
 
@@ -56,6 +61,8 @@ struct Packed {
     index: usize,
     blob: Blob,
     file: File,
+    /// Where it is on its way already.
+    growing: Option<Box<dyn Growing>>,
     label: Option<Label>,
 }
 
@@ -153,20 +160,41 @@ impl<'a> Publisher<'a> {
     }
 
     fn pack(&self, shared: &Shared<'_>, job: Job) -> Result<Packed, Halt> {
-        let (blob, file) = self.make(shared, &job.view, &job.stubs)?;
-        Ok(Packed { step: job.step, index: job.index, blob, file, label: job.label })
+        let file = self.new_file()?;
+        let mut spool = Spool::new(&file, Some(shared.courier));
+        let blob = self.make(shared, &job.view, &job.stubs, &mut spool)?;
+        let growing = spool.growing();
+        Ok(Packed { step: job.step, index: job.index, blob, file, growing, label: job.label })
     }
 
-    /// The layer of what a step left, as a file without a name.
-    pub fn make(&self, shared: &Shared<'_>, view: &View, stubs: &[String]) -> Result<(Blob, File), Halt> {
-        let mut file = self.new_file()?;
+    /// The layer of what a step left that is not for the output, as a file without a name.
+    pub fn make_aside(
+        &self,
+        shared: &Shared<'_>,
+        view: &View,
+        stubs: &[String],
+    ) -> Result<(Blob, File), Halt> {
+        let file = self.new_file()?;
+        let blob = self.make(shared, view, stubs, &mut Spool::new(&file, None))?;
+        Ok((blob, file))
+    }
+
+    fn make(
+        &self,
+        shared: &Shared<'_>,
+        view: &View,
+        stubs: &[String],
+        spool: &mut Spool<'_>,
+    ) -> Result<Blob, Halt> {
         let index = self.new_index()?;
         let copy = index.as_ref().map(File::try_clone).transpose();
         let copy = copy.map_err(|e| internal(format!("sharing an index: {e}")))?.map(OwnedFd::from);
         let (mut read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
+        // Where the user has no more room for pipes, the two take turns more often.
+        let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
         let (diffed, blob) = std::thread::scope(|s| {
             let diffing = s.spawn(|| shared.engine.diff(view, stubs, self.epoch, write.into(), copy));
-            let blob = self.pack.pack(&mut read, &mut file);
+            let blob = self.pack.pack(&mut read, spool);
             // A writer that nobody reads any more must not wait for ever.
             drop(read);
             (diffing.join(), blob)
@@ -179,7 +207,7 @@ impl<'a> Publisher<'a> {
                 if let Some(index) = index {
                     self.save(Save::Index { diff_id: blob.diff_id.clone(), index });
                 }
-                Ok((blob, file))
+                Ok(blob)
             }
         }
     }
@@ -212,7 +240,10 @@ impl<'a> Publisher<'a> {
 
     fn send(&self, shared: &Shared<'_>, layer: Packed) -> Result<(), Halt> {
         let blob = descriptor(&layer.blob);
-        shared.courier.put_blob(&blob, layer.file.as_fd())?;
+        match layer.growing {
+            Some(growing) => growing.put(&blob)?,
+            None => shared.courier.put_blob(&blob, layer.file.as_fd())?,
+        };
         let (digest, size) = (blob.digest.clone(), blob.size);
         shared.courier.event(Event::Layer { step: layer.step, digest, size })?;
         let diff_id = layer.blob.diff_id;
@@ -234,14 +265,6 @@ impl<'a> Publisher<'a> {
             }
         }
     }
-}
-
-/// A file that goes when its last descriptor does: its name, which nobody else has at that time, is taken away at once.
-pub(super) fn spool_file(spool: &Path, name: &str) -> Result<File, Halt> {
-    let path = spool.join(name);
-    let open = File::options().read(true).write(true).create_new(true).open(&path);
-    let file = open.and_then(|file| std::fs::remove_file(&path).map(|()| file));
-    file.map_err(|e| internal(format!("making {}: {e}", path.display())).into())
 }
 
 /// The layer as manifests name it.

@@ -1,6 +1,8 @@
 //! Keeps secrets out of what a step prints, however its output is cut into pieces. Exact values only: a step that encodes
 //! or splits one shows it.
 
+use std::sync::Arc;
+
 use crate::engine::Secret;
 
 /// Shorter values would be found everywhere, and tell by that what they are.
@@ -12,25 +14,32 @@ const IN_PLACE: &[u8] = b"***";
 /// the longest one is held back.
 #[derive(Debug)]
 pub(super) struct Redactor {
-    needles: Vec<Needle>,
+    needles: Vec<Search>,
     /// What is not given out yet, and which of it is part of a secret.
     held: Vec<(u8, bool)>,
     /// The last byte that was given out was part of a secret.
     hiding: bool,
 }
 
+/// A secret that is looked for: made once, whoever looks for it.
 #[derive(Debug)]
-struct Needle {
+pub(super) struct Needle {
     secret: Secret,
     /// For each length of a beginning: the longest shorter one that it ends with.
     shorter: Vec<usize>,
+}
+
+/// A search for one.
+#[derive(Debug)]
+struct Search {
+    needle: Arc<Needle>,
     /// How much of it the bytes seen so far end with.
     seen: usize,
 }
 
 impl Needle {
     /// `None` for one that is too short to be looked for.
-    fn new(secret: &Secret) -> Option<Self> {
+    pub fn new(secret: &Secret) -> Option<Self> {
         // `$(cat file)` drops line ends.
         let bytes = &secret.0;
         let end = bytes.iter().rposition(|b| !matches!(b, b'\n' | b'\r')).map_or(0, |at| at + 1);
@@ -47,19 +56,30 @@ impl Needle {
             length += usize::from(bytes[at] == bytes[length]);
             shorter[at] = length;
         }
-        Some(Self { secret: Secret(bytes.to_vec()), shorter, seen: 0 })
+        Some(Self { secret: Secret(bytes.to_vec()), shorter })
+    }
+
+    /// Whether both are the same.
+    pub fn is(&self, other: &Self) -> bool {
+        self.secret == other.secret
+    }
+}
+
+impl Search {
+    fn length(&self) -> usize {
+        self.needle.secret.0.len()
     }
 
     /// How many of the bytes seen last may be the beginning of another one.
     fn begun(&self) -> usize {
-        if self.seen == self.secret.0.len() { self.shorter[self.seen - 1] } else { self.seen }
+        if self.seen == self.length() { self.needle.shorter[self.seen - 1] } else { self.seen }
     }
 
     /// Takes a byte; whether the secret ends with it.
     fn take(&mut self, byte: u8) -> bool {
-        let bytes = &self.secret.0;
+        let bytes = &self.needle.secret.0;
         while self.seen > 0 && (self.seen == bytes.len() || bytes[self.seen] != byte) {
-            self.seen = self.shorter[self.seen - 1];
+            self.seen = self.needle.shorter[self.seen - 1];
         }
         self.seen += usize::from(bytes[self.seen] == byte);
         self.seen == bytes.len()
@@ -68,8 +88,20 @@ impl Needle {
 
 impl Redactor {
     /// For these secrets.
-    pub fn new(secrets: &[Secret]) -> Self {
-        Self { needles: secrets.iter().filter_map(Needle::new).collect(), held: Vec::new(), hiding: false }
+    pub fn new(needles: Vec<Arc<Needle>>) -> Self {
+        let mut redactor = Self { needles: Vec::new(), held: Vec::new(), hiding: false };
+        redactor.add(needles);
+        redactor
+    }
+
+    /// How many it looks for.
+    pub fn count(&self) -> usize {
+        self.needles.len()
+    }
+
+    /// Looks for more, from now on.
+    pub fn add(&mut self, needles: Vec<Arc<Needle>>) {
+        self.needles.extend(needles.into_iter().map(|needle| Search { needle, seen: 0 }));
     }
 
     /// Takes output; gives what of it may be shown by now.
@@ -81,13 +113,13 @@ impl Redactor {
             self.held.push((*byte, false));
             for needle in &mut self.needles {
                 if needle.take(*byte) {
-                    let start = self.held.len() - needle.secret.0.len();
+                    let start = self.held.len() - needle.length();
                     self.held[start..].iter_mut().for_each(|(_, hidden)| *hidden = true);
                 }
             }
         }
         // What may be the beginning of a secret waits for the rest.
-        let waiting = self.needles.iter().map(Needle::begun).max().unwrap_or(0);
+        let waiting = self.needles.iter().map(Search::begun).max().unwrap_or(0);
         self.give(self.held.len() - waiting)
     }
 
@@ -114,10 +146,14 @@ impl Redactor {
 mod tests {
     use super::*;
 
+    fn needle(secret: &[u8]) -> Option<Arc<Needle>> {
+        Needle::new(&Secret(secret.to_vec())).map(Arc::new)
+    }
+
     /// The output cut into pieces of a size.
     fn redact(secrets: &[&str], output: &str, piece: usize) -> String {
-        let secrets: Vec<Secret> = secrets.iter().map(|s| Secret(s.as_bytes().to_vec())).collect();
-        let mut redactor = Redactor::new(&secrets);
+        let mut redactor =
+            Redactor::new(secrets.iter().flat_map(|secret| needle(secret.as_bytes())).collect());
         let mut out = Vec::new();
         output.as_bytes().chunks(piece).for_each(|bytes| out.extend(redactor.take(bytes)));
         out.extend(redactor.finish());
@@ -146,16 +182,18 @@ mod tests {
 
     #[test]
     fn only_what_may_become_a_secret_waits() {
-        let mut redactor = Redactor::new(&[Secret(b"hush-hush".to_vec())]);
+        let mut redactor = Redactor::new(needle(b"hush-hush").into_iter().collect());
         assert_eq!(redactor.take(b"progress 10%\rhu"), b"progress 10%\r");
         assert_eq!(redactor.take(b"t"), b"hut");
         assert_eq!(redactor.take(b"hush-hush"), b"***");
+        redactor.add(needle(b"another one").into_iter().collect());
+        assert_eq!(redactor.take(b" another one"), b" ***");
     }
 
     #[test]
     fn time_is_linear_in_the_output() {
-        let secret = Secret([vec![b'a'; 500 << 10], b"b".to_vec()].concat());
-        let mut redactor = Redactor::new(&[secret]);
+        let secret = [vec![b'a'; 500 << 10], b"b".to_vec()].concat();
+        let mut redactor = Redactor::new(needle(&secret).into_iter().collect());
         let output = vec![b'a'; 4 << 20];
         let started = std::time::Instant::now();
         let shown: usize = output.chunks(4096).map(|bytes| redactor.take(bytes).len()).sum();

@@ -1,5 +1,6 @@
 //! What all threads of a build share: the two halves of the outside world, the first failure, and when to stop.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::Failure;
@@ -15,6 +16,7 @@ pub(super) struct Shared<'a> {
     pub stop: &'a Stop,
     first: Mutex<Option<Failure>>,
     stopped_in: Mutex<Option<Place>>,
+    names: AtomicU64,
 }
 
 /// Where a build was stopped.
@@ -27,25 +29,50 @@ pub(super) struct Place {
 
 impl<'a> Shared<'a> {
     pub fn new(engine: &'a dyn Engine, courier: &'a dyn Courier, stop: &'a Stop) -> Self {
-        Self { engine, courier, stop, first: Mutex::new(None), stopped_in: Mutex::new(None) }
+        Self {
+            engine,
+            courier,
+            stop,
+            first: Mutex::default(),
+            stopped_in: Mutex::default(),
+            names: AtomicU64::new(0),
+        }
+    }
+
+    /// A word that begins with `kind` and that nobody else has.
+    pub fn name(&self, kind: &str) -> String {
+        format!("{kind}{}", self.names.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Notes why the build ends, unless that is known already, and makes everything else stop: what fails from then on
     /// fails because of it.
     pub fn halt(&self, halt: Halt) {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Halt::Failed(failure) = halt
-            && first.is_none()
-            && !self.stop.is_stopped()
-        {
-            self.stop.stop(&failure.reason);
-            *first = Some(*failure);
+        if let Halt::Failed(failure) = halt {
+            self.fail(&failure, || {});
         }
     }
 
-    /// Notes which step the order to stop came upon.
+    /// The same for a step: does `tell` where the build ends by this failure, before everything else stops; says whether it
+    /// does.
+    pub fn fail(&self, failure: &Failure, tell: impl FnOnce()) -> bool {
+        {
+            let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+            if first.is_some() || self.stop.is_stopped() {
+                return false;
+            }
+            *first = Some(failure.clone());
+        }
+        tell();
+        self.stop.stop(&failure.reason);
+        true
+    }
+
+    /// Notes a step that the order to stop came upon. Of several the first in the plan is named.
     pub fn stopped_in(&self, place: Place) {
-        self.stopped_in.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(place);
+        let mut known = self.stopped_in.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|known| place.step < known.step) {
+            *known = Some(place);
+        }
     }
 
     /// Whether to go on.

@@ -1,30 +1,33 @@
-//! The steps, one after another, stage by stage.
+//! What a step does with files: its result is taken from the cache, or made.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
-use std::sync::mpsc::SyncSender;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kiln_contract::journal::Event;
 use sha2::{Digest, Sha256};
 
 use super::bases::Bases;
 use super::cache::At;
-use super::cache::decide;
+use super::cache::decide::{self, Work};
+use super::cache::key::Keys;
+use super::cache::lookup::Hits;
 use super::cache::pull::{self, Pulls};
 use super::cache::save::{Label, Save};
 use super::failure::{Halt, of_engine};
 use super::lazy::Lazy;
-use super::log::{Entry, Log};
+use super::log::{Entry, Log as _};
 use super::mount::Mounted;
 use super::publish::{Job, Layer, Publisher};
-use super::shared::{Place, Shared};
-use super::{Known, Wishes, World, agent, short};
+use super::shared::Shared;
+use super::stage::Lane;
+use super::stages::{Left, Stages};
+use super::{Known, Wishes, World, agent};
 use crate::courier::Cached;
 use crate::engine::Step as Command;
 use crate::engine::{EngineError, View};
-use crate::plan::{Action, Base, Op, Plan};
+use crate::plan::{Action, Op, Plan};
 
-/// Runs the steps of a plan.
+/// Runs the steps of a plan; what the threads of its stages share.
 pub(super) struct Steps<'a> {
     pub(super) plan: &'a Plan,
     pub(super) wishes: Wishes<'a>,
@@ -37,24 +40,24 @@ pub(super) struct Steps<'a> {
     /// Trees made by COPY and WORKDIR without a symbolic link in them.
     pub(super) plain: Mutex<BTreeSet<String>>,
     publisher: &'a Publisher<'a>,
-    pub(super) known: Known,
-    /// What each stage that was gone through left.
-    stages: BTreeMap<usize, Left>,
+    keys: Option<Keys>,
+    found: Mutex<Found>,
+    pub(super) stages: Stages,
     pub(super) mounted: Mounted,
     /// When each step ended.
-    pub ended: BTreeMap<u32, String>,
-    uppers: usize,
+    ended: Mutex<BTreeMap<u32, String>>,
+    /// Steps whose command runs.
+    running: Mutex<BTreeSet<u32>>,
+    /// Upper trees that were made.
+    uppers: Mutex<BTreeSet<String>>,
+    /// Whoever goes through stages again; one does at a time.
+    pub(super) again: Mutex<()>,
 }
 
-/// What a stage left.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Left {
-    /// What its trees are called, from the bottom up; which of them are there see [`Steps::lowers`].
-    pub trees: Vec<String>,
-    /// Names the stage's state: a sum over its base and its instructions so far.
-    id: String,
-    /// Whether all that was done with files so far was taken from the cache; `None` before the first of it.
-    cached: Option<bool>,
+/// What the cache has, and what is done.
+struct Found {
+    hits: Hits,
+    work: Work,
 }
 
 /// What steps are carried out with, beside plan and world.
@@ -66,6 +69,20 @@ pub(super) struct Tools<'a> {
     pub pulls: &'a Pulls,
     pub lazy: &'a Lazy<'a>,
     pub publisher: &'a Publisher<'a>,
+}
+
+/// What is done about an operation.
+pub(super) enum Task {
+    /// The result is taken; it is unpacked first where somebody reads it, and its index is waited for where somebody only
+    /// looks at it.
+    Take {
+        hit: Cached,
+        unpack: bool,
+        look: bool,
+    },
+    /// Nobody wants it.
+    Leave,
+    Make,
 }
 
 impl<'a> Steps<'a> {
@@ -82,172 +99,126 @@ impl<'a> Steps<'a> {
             lazy,
             plain: Mutex::default(),
             publisher,
-            known,
-            stages: BTreeMap::new(),
+            keys: known.keys,
+            found: Mutex::new(Found { hits: known.hits, work: known.work }),
+            stages: Stages::new(plan.stages.len(), world.at_a_time),
             mounted: Mounted::default(),
-            ended: BTreeMap::new(),
-            uppers: 0,
+            ended: Mutex::default(),
+            running: Mutex::default(),
+            uppers: Mutex::default(),
+            again: Mutex::default(),
         }
     }
 
-    /// Goes through all of them; layers of the final image that have to be made go to `jobs`.
-    pub fn run(&mut self, jobs: &SyncSender<Job>, log: &mut dyn Log) -> Result<(), Halt> {
-        let plan = self.plan;
-        let first = plan.stages.first().map_or(1, |stage| *stage.steps.start());
-        for number in 1..first {
-            self.step(number, log, |steps, log| {
-                let id = digest(&["", &steps.plan.steps[number as usize - 1].text]);
-                log.entry(Entry::Done { id: short(&id) });
-                Ok(false)
-            })?;
-        }
-        for stage in 0..plan.stages.len() {
-            self.stage(stage, jobs, log)?;
-        }
-        Ok(())
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stage(&mut self, place: usize, jobs: &SyncSender<Job>, log: &mut dyn Log) -> Result<(), Halt> {
-        let stage = &self.plan.stages[place];
-        let mut left = Left::default();
-        for number in stage.steps.clone() {
-            self.step(number, log, |steps, log| {
-                let is_start = number == *stage.steps.start();
-                if is_start {
-                    left = steps.start(place)?;
-                    log.entry(Entry::Done { id: short(&left.id) });
-                }
-                let mut cached = !is_start && left.cached == Some(true);
-                let mut worked = false;
-                for at in 0..stage.ops.len() {
-                    if stage.ops[at].step == number {
-                        let taken = steps.op((place, at), &mut left, jobs, log)?;
-                        cached = taken && (cached || !worked);
-                        worked = true;
-                        left.cached = Some(taken && left.cached != Some(false));
-                    }
-                }
-                if cached {
-                    log.entry(Entry::Cached);
-                }
-                if !is_start {
-                    left.id = digest(&[&left.id, &steps.plan.steps[number as usize - 1].text]);
-                    log.entry(Entry::Done { id: short(&left.id) });
-                }
-                Ok(cached)
-            })?;
+    /// When each step ended, so far.
+    pub fn ended(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn running(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the files of a stage's base are read.
+    pub(super) fn reads_base(&self, stage: usize) -> bool {
+        self.found().work.bases.contains(&stage)
+    }
+
+    /// What the cache has of an operation.
+    pub(super) fn hit(&self, at: At) -> Option<Cached> {
+        self.found().hits.get(&at).cloned()
+    }
+
+    pub(super) fn task(&self, at: At) -> Task {
+        let found = self.found();
+        match found.hits.get(&at) {
+            Some(hit) => Task::Take {
+                hit: hit.clone(),
+                unpack: found.work.unpack.contains(&at),
+                look: found.work.look.contains(&at),
+            },
+            // What would read it was in the cache.
+            None if !found.work.run.contains(&at) => Task::Leave,
+            None => Task::Make,
         }
-        self.stages.insert(place, left);
-        Ok(())
-    }
-
-    /// What a stage left; nothing where it was not gone through.
-    pub(super) fn left(&self, stage: usize) -> Left {
-        self.stages.get(&stage).cloned().unwrap_or_default()
-    }
-
-    /// What every step has in common: events, log, and the place of a failure. `work` says whether the cache had it.
-    fn step(
-        &mut self,
-        number: u32,
-        log: &mut dyn Log,
-        work: impl FnOnce(&mut Self, &mut dyn Log) -> Result<bool, Halt>,
-    ) -> Result<(), Halt> {
-        let step = &self.plan.steps[number as usize - 1];
-        let total = u32::try_from(self.plan.steps.len()).unwrap_or(u32::MAX);
-        self.shared.check()?;
-        self.shared.courier.event(Event::StepStarted { step: number })?;
-        log.entry(Entry::Step { number, total, text: &step.text });
-        match work(self, log) {
-            Ok(cached) => {
-                self.ended.entry(number).or_insert_with(|| (self.world.clock)());
-                Ok(self.shared.courier.event(Event::StepDone { step: number, cached })?)
-            }
-            Err(Halt::Stopped) => {
-                let dockerfile = self.wishes.dockerfile.to_owned();
-                self.shared.stopped_in(Place { dockerfile, line: step.line, step: number });
-                Err(Halt::Stopped)
-            }
-            Err(Halt::Failed(failure)) => {
-                let failure = failure.at(self.wishes.dockerfile, step.line).in_step(number);
-                let exit_code = failure.exit_code;
-                // The failure itself follows, and says all of it again: a courier that is lost is noticed there.
-                let _ = self.shared.courier.event(Event::StepFailed { step: number, exit_code });
-                Err(failure.into())
-            }
-        }
-    }
-
-    /// What a stage starts from. Files that nobody reads are not waited for.
-    fn start(&self, place: usize) -> Result<Left, Halt> {
-        let wanted = self.known.work.bases.contains(&place);
-        Ok(match self.plan.stages[place].base {
-            Base::Scratch => Left { id: digest(&["scratch"]), ..Left::default() },
-            Base::Stage(parent) => self.left(parent),
-            Base::Image(image) => {
-                // A base that does not come is the fault of its FROM.
-                let trees =
-                    if wanted { self.bases.trees(self.shared, image)? } else { self.bases.names(image) };
-                for tree in &trees {
-                    if self.lazy.has(tree) && !wanted {
-                        let _ = self.lazy.wait(self.shared, tree)?;
-                    }
-                }
-                Left { trees, id: self.plan.images[image].resolved.digest.clone(), cached: None }
-            }
-        })
     }
 
     /// Takes an operation's result, or makes it; says whether it was taken.
-    fn op(
-        &mut self,
-        at: At,
-        left: &mut Left,
-        jobs: &SyncSender<Job>,
-        log: &mut dyn Log,
-    ) -> Result<bool, Halt> {
+    pub(super) fn op(&self, at: At, left: &mut Left, lane: &mut Lane<'_, '_>) -> Result<bool, Halt> {
         let plan = self.plan;
         let op = &plan.stages[at.0].ops[at.1];
-        if let Some(hit) = self.known.hits.get(&at).cloned() {
-            let mut unpack = self.known.work.unpack.contains(&at);
-            if self.known.work.look.contains(&at) {
+        match self.task(at) {
+            Task::Take { hit, unpack, look } => {
+                let tree = pull::tree(at);
                 // Without its looks it has to come itself, which says what is wrong.
-                unpack |=
-                    !self.lazy.has(&pull::tree(at)) || self.lazy.wait(self.shared, &pull::tree(at))?.is_err();
-            }
-            match if unpack { self.unpack(at, &hit, left)? } else { Ok(()) } {
-                Ok(()) => {
-                    left.trees.push(pull::tree(at));
-                    return self.take(at, op, hit).map(|()| true);
+                let unpack = unpack || (look && !self.can_look(&tree, lane)?);
+                match if unpack { self.unpack(at, &hit, left)? } else { Ok(()) } {
+                    Ok(()) => {
+                        left.trees.push(tree);
+                        return self.take_result(at, op, hit).map(|()| true);
+                    }
+                    Err(problem) => {
+                        let text = format!("the cached result of step {} is not usable: {problem}", op.step);
+                        lane.log.entry(Entry::Warning { text: &text });
+                        self.do_without(at, lane)?;
+                    }
                 }
-                Err(problem) => {
-                    let text = format!("the cached result of step {} is not usable: {problem}", op.step);
-                    log.entry(Entry::Warning { text: &text });
-                    self.do_without(at, jobs, log)?;
-                }
             }
-        } else if !self.known.work.run.contains(&at) {
-            // What would read it was in the cache.
-            return Ok(true);
+            Task::Leave => return Ok(true),
+            Task::Make => {}
         }
-        if self.known.keys.is_some() {
-            let why = decide::why_not(plan, &|at| self.known.hits.contains_key(&at), at);
-            log.entry(Entry::NotCached { why });
+        if self.keys.is_some() {
+            let why = {
+                let found = self.found();
+                decide::why_not(plan, &|at| found.hits.contains_key(&at), at)
+            };
+            lane.log.entry(Entry::NotCached { why });
         }
-        self.make(at, op, left, jobs, log)?;
+        self.make(at, op, left, lane)?;
         Ok(false)
     }
 
+    /// An entry turned out to be none: gives the stages that have to be gone through now, in order.
+    pub(super) fn lose(&self, at: At) -> Vec<usize> {
+        let mut found = self.found();
+        let Found { hits, work } = &mut *found;
+        hits.remove(&at);
+        let before = std::mem::take(work);
+        *work = decide::decide(self.plan, &|at| hits.contains_key(&at));
+        work.stages.difference(&before.stages).copied().filter(|stage| *stage < at.0).collect()
+    }
+
+    /// A name for the upper tree of an operation: the same in each build, unless it is made a second time.
+    pub(super) fn upper(&self, at: At) -> String {
+        let before = self.plan.stages[..at.0].iter().map(|stage| stage.ops.len()).sum::<usize>();
+        let first = format!("s{}", before + at.1 + 1);
+        let mut uppers = self.uppers.lock().unwrap_or_else(PoisonError::into_inner);
+        let more = (2..).map(|count: u32| format!("{first}-{count}"));
+        let free = std::iter::once(first.clone()).chain(more).find(|name| !uppers.contains(name));
+        let name = free.unwrap_or(first);
+        uppers.insert(name.clone());
+        name
+    }
+
     /// Takes an entry of the cache; its layer is in the output already where the image needs it.
-    fn take(&mut self, at: At, op: &Op, hit: Cached) -> Result<(), Halt> {
+    fn take_result(&self, at: At, op: &Op, hit: Cached) -> Result<(), Halt> {
         let (digest, size) = (hit.entry.layer.digest.clone(), hit.entry.layer.size);
         self.shared.courier.event(Event::Layer { step: op.step, digest, size })?;
-        self.ended.insert(op.step, hit.entry.created);
+        self.ended().insert(op.step, hit.entry.created);
         if self.plan.stages[at.0].publish {
             let layer = Layer { blob: hit.entry.layer, diff_id: hit.entry.diff_id };
             self.publisher.has(self.index(at), layer);
         }
         Ok(())
+    }
+
+    /// Waits for the index of a layer; whether there is one.
+    fn can_look(&self, tree: &str, lane: &mut Lane<'_, '_>) -> Result<bool, Halt> {
+        Ok(self.lazy.has(tree) && self.pause(lane, || self.lazy.wait(self.shared, tree))?.is_ok())
     }
 
     /// Unpacks the layer of an entry onto what is there. The inner error says what is wrong with it.
@@ -256,43 +227,18 @@ impl<'a> Steps<'a> {
         self.pulls.settle(self.shared, at, hit, &below)
     }
 
-    /// An entry turned out to be none: what is needed to make its result has to be there.
-    fn do_without(&mut self, at: At, jobs: &SyncSender<Job>, log: &mut dyn Log) -> Result<(), Halt> {
-        self.known.hits.remove(&at);
-        let before = std::mem::take(&mut self.known.work);
-        self.known.work = decide::decide(self.plan, &|at| self.known.hits.contains_key(&at));
-        let missing: Vec<usize> = self.known.work.stages.difference(&before.stages).copied().collect();
-        for stage in missing.into_iter().filter(|stage| *stage < at.0) {
-            self.stage(stage, jobs, log)?;
-        }
-        Ok(())
-    }
-
     /// Place of an operation's layer among those that the build adds.
     fn index(&self, (stage, op): At) -> usize {
         let before = self.plan.stages[..stage].iter().filter(|stage| stage.publish);
         before.map(|stage| stage.ops.len()).sum::<usize>() + op
     }
 
-    /// A name for the tree of an operation.
-    pub(super) fn upper(&mut self) -> String {
-        self.uppers += 1;
-        format!("s{}", self.uppers)
-    }
-
     /// Carries an operation out.
-    fn make(
-        &mut self,
-        at: At,
-        op: &Op,
-        left: &mut Left,
-        jobs: &SyncSender<Job>,
-        log: &mut dyn Log,
-    ) -> Result<(), Halt> {
+    fn make(&self, at: At, op: &Op, left: &mut Left, lane: &mut Lane<'_, '_>) -> Result<(), Halt> {
         let mut stubs = Vec::new();
         let view =
             if let Action::Run { argv, script, env, proxies: _, cwd, user, network, mounts } = &op.action {
-                let view = View { lowers: self.whole(&left.trees)?, upper: self.upper() };
+                let view = View { lowers: self.whole(&left.trees)?, upper: self.upper(at) };
                 let engine = |error: EngineError| of_engine(&error, Some(&op.action));
                 let user = self.shared.engine.user(&view.lowers, user).map_err(engine)?;
                 let mut env = env.clone();
@@ -309,26 +255,26 @@ impl<'a> Steps<'a> {
                     network: *network,
                     mounts: Vec::new(),
                 };
-                stubs = self.with_mounts(mounts, |steps, prepared| {
+                stubs = self.with_mounts(mounts, lane, |lane, prepared| {
                     prepared.set(&mut command.env);
                     command.mounts.clone_from(&prepared.mounts);
-                    let run = || steps.command(&command, log);
-                    let ended = agent::with(&prepared.agents, steps.shared.courier, run)?;
+                    let run = || self.command(op.step, &command, &mut lane.log);
+                    let ended = agent::with(&prepared.agents, self.shared.courier, run)?;
                     ended.map(|exit| exit.stubs).map_err(|fault| fault.into_halt(&op.action))
                 })?;
                 view
             } else {
-                self.place(&left.trees, &op.action)?
+                self.place(at, &left.trees, &op.action)?
             };
         left.trees.push(view.upper.clone());
         let created = (self.world.clock)();
-        self.ended.insert(op.step, created.clone());
-        let key = self.known.keys.as_ref().and_then(|keys| keys.of(at));
+        self.ended().insert(op.step, created.clone());
+        let key = self.keys.as_ref().and_then(|keys| keys.of(at));
         let label = key.map(|key| Label { key: key.to_owned(), created });
         if self.plan.stages[at.0].publish {
             let job = Job { step: op.step, index: self.index(at), view, stubs, label };
             // Nobody takes jobs after a failure in the background, which is noted already.
-            jobs.send(job).map_err(|_| Halt::Stopped)?;
+            lane.jobs.send(job).map_err(|_| Halt::Stopped)?;
         } else if let Some(label) = label {
             self.publisher.save(Save::Made { label, view, stubs });
         }

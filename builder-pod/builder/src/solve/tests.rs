@@ -21,6 +21,8 @@ struct Rig {
     log: FakeLog,
     args: BTreeMap<String, String>,
     cache: bool,
+    /// 0 as well is one stage at a time.
+    at_a_time: usize,
 }
 
 /// The plan of a Dockerfile.
@@ -63,6 +65,7 @@ impl Rig {
             stop: &self.stop,
             clock: &clock,
             spool: dir.path(),
+            at_a_time: self.at_a_time,
         };
         let labels = BTreeMap::from([("l".to_owned(), "v".to_owned())]);
         let wishes = Wishes {
@@ -138,7 +141,7 @@ fn where_looks_do_not_do_the_layer_is_fetched() {
         Rig { engine: FakeEngine { needs_content: true, ..FakeEngine::default() }, ..Rig::default() };
     rig.build("FROM alpine\nCOPY a /a\nCOPY b /b\n").unwrap();
     assert_eq!(rig.engine.notes.of(&["unpack"]).len(), 2);
-    assert_eq!(rig.engine.notes.of(&["remove"]), ["remove s1", "remove s3"]);
+    assert_eq!(rig.engine.notes.of(&["remove"]), ["remove s1", "remove s2"]);
     assert_eq!(rig.engine.notes.of(&["diff"]).len(), 2);
     let (_, layers) = rig.courier.committed.lock().unwrap().clone().unwrap();
     assert_eq!(layers.len(), 4);
@@ -371,3 +374,5 @@ fn global_arguments_are_steps_too() {
 mod cache;
 #[path = "mount_tests.rs"]
 mod mounts;
+#[path = "parallel_tests.rs"]
+mod parallel;

@@ -37,7 +37,7 @@ pub fn diff(
     let root = |dir| at::open_dir(dir, b"").map_err(|e| TreeError::io("opening", "/", e));
     let (upper, lower) = (root(upper)?, lower.map(root).transpose()?);
     let mut differ = Differ {
-        // 256 KiB: headers gather, and a pipe's reader wakes less often.
+        // 256 KiB: headers and small files gather, and a pipe's reader wakes less often.
         tar: TarWriter::new(BufWriter::with_capacity(256 << 10, out)),
         index: index.map(IndexWriter::new),
         stubs: stubs.iter().map(|path| at::clean(path.as_bytes())).collect(),
@@ -226,9 +226,9 @@ impl Differ {
             return self.entry(full, &meta, Body::Hardlink(&first));
         }
         match (kind, file) {
-            (FileType::RegularFile, Some(mut file)) => {
+            (FileType::RegularFile, Some(file)) => {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
-                self.regular(full, &meta, size, &mut file)?;
+                self.regular(full, &meta, size, &file)?;
             }
             (FileType::Symlink, _) => {
                 let target = at::read_link(upper, name).map_err(failed)?;
@@ -249,17 +249,17 @@ impl Differ {
         self.tar.entry(path, meta, body)
     }
 
-    fn regular(&mut self, path: &[u8], meta: &Meta, size: u64, file: &mut File) -> Result<(), TreeError> {
+    fn regular(&mut self, path: &[u8], meta: &Meta, size: u64, file: &File) -> Result<(), TreeError> {
         if let Some(index) = self.index.as_mut().filter(|_| is_kept(path, size)) {
             let mut content = Vec::new();
-            let read = (&*file).take(size).read_to_end(&mut content);
+            let read = file.take(size).read_to_end(&mut content);
             read.map_err(|e| TreeError::io("reading", path, e))?;
             index.with_content(path, meta, &content)?;
             self.tar.entry(path, meta, Body::File(size))?;
-            return self.tar.content(path, size, &mut content.as_slice());
+            return self.tar.content(path, size, content.as_slice());
         }
         self.entry(path, meta, Body::File(size))?;
-        self.tar.content(path, size, file)
+        self.tar.file(path, size, file)
     }
 
     /// Writes the directories that wait.

@@ -1,6 +1,7 @@
 //! Writing a layer's tar: ustar headers, PAX records where a value does not fit, nothing that differs from run to run.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
 
 use tar::{EntryType, Header};
 
@@ -8,6 +9,9 @@ use super::TreeError;
 use super::at::Meta;
 
 const BLOCK: usize = 512;
+/// Files of at least so many bytes go from the page cache into the pipe without a copy here; for smaller ones two system
+/// calls more cost as much as the copy.
+const DIRECT: u64 = 256 << 10;
 /// Largest number of an 11-digit octal field.
 const MAX_OCTAL_11: u64 = 0o77_777_777_777;
 /// Largest number of a 7-digit octal field.
@@ -34,13 +38,12 @@ pub(super) struct TarWriter<W: Write> {
     out: W,
     entries: u64,
     bytes: u64,
-    buffer: Vec<u8>,
 }
 
 impl<W: Write> TarWriter<W> {
     /// Into `out`.
     pub fn new(out: W) -> Self {
-        Self { out, entries: 0, bytes: 0, buffer: vec![0; 128 << 10] }
+        Self { out, entries: 0, bytes: 0 }
     }
 
     /// Writes an entry's header. `path` is clean; a directory's slash is added here.
@@ -100,29 +103,23 @@ impl<W: Write> TarWriter<W> {
         self.put(header.as_bytes()).map_err(|e| TreeError::io("writing the tar entry of", path, e))
     }
 
-    /// Writes a file's content: exactly `size` bytes, whatever `file` has.
-    pub fn content(&mut self, path: &[u8], size: u64, file: &mut impl Read) -> Result<(), TreeError> {
-        let mut left = size;
-        while left > 0 {
-            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let got = match file.read(&mut self.buffer[..want]) {
-                Ok(0) => {
-                    let path = String::from_utf8_lossy(path);
-                    return Err(TreeError::Internal {
-                        message: format!("{path:?} lost {left} of its {size} bytes while it was read"),
-                    });
-                }
-                Ok(got) => got,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(TreeError::io("reading", path, error)),
-            };
-            self.bytes += got as u64;
-            left -= got as u64;
-            self.out
-                .write_all(&self.buffer[..got])
-                .map_err(|e| TreeError::io("writing the tar entry of", path, e))?;
+    /// Writes a content: exactly `size` bytes, whatever `content` has.
+    pub fn content(&mut self, path: &[u8], size: u64, content: impl Read) -> Result<(), TreeError> {
+        let copied = io::copy(&mut content.take(size), &mut self.out);
+        self.copied(path, size, copied)
+    }
+
+    fn copied(&mut self, path: &[u8], size: u64, copied: io::Result<u64>) -> Result<(), TreeError> {
+        let failed = |e| TreeError::io("writing the tar entry of", path, e);
+        let copied = copied.map_err(failed)?;
+        self.bytes += copied;
+        if copied < size {
+            let (path, left) = (String::from_utf8_lossy(path), size - copied);
+            return Err(TreeError::Internal {
+                message: format!("{path:?} lost {left} of its {size} bytes while it was read"),
+            });
         }
-        self.pad(size).map_err(|e| TreeError::io("writing the tar entry of", path, e))
+        self.pad(size).map_err(failed)
     }
 
     /// Ends the archive; says how many entries and bytes it has.
@@ -159,6 +156,19 @@ impl<W: Write> TarWriter<W> {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.bytes += bytes.len() as u64;
         self.out.write_all(bytes)
+    }
+}
+
+impl TarWriter<BufWriter<File>> {
+    /// Writes a file's content: exactly `size` bytes, whatever `file` has.
+    pub fn file(&mut self, path: &[u8], size: u64, file: &File) -> Result<(), TreeError> {
+        if size < DIRECT {
+            return self.content(path, size, file);
+        }
+        // From file to pipe the kernel moves pages; `io::copy` knows.
+        let flushed = self.out.flush();
+        let copied = flushed.and_then(|()| io::copy(&mut file.take(size), self.out.get_mut()));
+        self.copied(path, size, copied)
     }
 }
 

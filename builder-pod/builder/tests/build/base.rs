@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use kiln_builder::layer::{Blob, Compression, compress};
+use kiln_builder::layer::{Blob, compress};
+use kiln_contract::request::Compression;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};

@@ -86,6 +86,7 @@ impl Courier {
                 ensure!(self.store(&bytes)? == blob.digest, "{} has other bytes", blob.digest);
                 Reply::Stored { how: Stored::Uploaded }
             }
+            Call::BeginBlob | Call::Grown { .. } => bail!("no layer here is that large"),
             Call::PutBaseBlob { image, blob } => {
                 let bytes = fs::read(self.base_blob(&image, &blob)?)?;
                 ensure!(self.store(&bytes)? == blob.digest, "{} has other bytes", blob.digest);

@@ -19,7 +19,7 @@ use kiln_builder::engine::{Engine, Stop};
 use kiln_builder::helper::{LocalEngine, Options};
 use kiln_builder::run::{Human, Settings, build};
 use kiln_contract::journal::{BuildState, StepPhase};
-use kiln_contract::request::{self, BuildRequest, Content, Isolation, Registries, Source};
+use kiln_contract::request::{self, BuildRequest, Compression, Content, Isolation, Registries, Source};
 use kiln_contract::{Failure, FailureClass, reason};
 use serde_json::Value;
 
@@ -91,6 +91,7 @@ fn run(dir: &Path, files: &[(&str, &str)], args: &[(&str, &str)]) -> Result<Ende
             references: vec!["registry.example/app:1".into()],
             permit: false,
         },
+        compression: Compression::default(),
         isolation: Isolation::HostRange,
         timeout_seconds: 300,
         registries: Registries::default(),

@@ -11,7 +11,8 @@ use kiln_contract::Descriptor;
 use kiln_contract::call::Stored;
 use kiln_contract::failure::{Failure, FailureClass, reason};
 use kiln_contract::request::Output;
-use kiln_registry::{Blob, Client, ImageName, Origin, Put};
+use kiln_registry::{Blob, Client, Early, ImageName, Origin, Put, Written};
+use tokio::sync::watch;
 
 use crate::failure::{Purpose, of_registry};
 use crate::manifest::{Composed, MANIFEST};
@@ -90,6 +91,14 @@ impl Target {
                     archive: Some(path.into()),
                 })
             }
+        }
+    }
+
+    /// Begins to send a file that is still being written; none where the whole file is as good.
+    pub fn begin(&self, client: &Client, file: File, written: watch::Receiver<Written>) -> Option<Early> {
+        match self {
+            Self::Registry { names, .. } => names.first().map(|name| client.begin_blob(name, file, written)),
+            Self::Layout { .. } => None,
         }
     }
 

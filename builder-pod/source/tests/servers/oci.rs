@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_contract::request::{BuildRequest, Isolation, Output, Registries, Source};
+use kiln_contract::request::{BuildRequest, Compression, Isolation, Output, Registries, Source};
 use kiln_contract::source::Oci;
 use kiln_courier::{Given, Options, serve as courier};
 use kiln_registry::Credentials;
@@ -100,6 +100,7 @@ fn artifacts_of_flux_and_oras_and_images() {
             path: fetch.dir.path().join("out").to_str().expect("text").into(),
             references: vec![],
         },
+        compression: Compression::default(),
         isolation: Isolation::UserNamespace,
         timeout_seconds: 0,
         registries: Registries { mirrors: vec![], insecure: vec![host.clone()] },

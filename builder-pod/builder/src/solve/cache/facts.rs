@@ -10,7 +10,7 @@ use kiln_contract::source::Git;
 use super::key::Facts;
 use crate::courier::Fetched;
 use crate::engine::Selection;
-use crate::solve::publish::spool_file;
+use crate::solve::spool::spool_file;
 use crate::solve::{Checkout, World};
 
 /// What was fetched before its step.

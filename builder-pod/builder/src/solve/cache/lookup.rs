@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::reason;
+use kiln_contract::request::Compression;
 
 use super::At;
 use super::decide::{Work, decide};
 use super::key::Keys;
 use crate::courier::{Cached, CourierError};
-use crate::layer::Compression;
 use crate::plan::Plan;
 use crate::solve::failure::{Halt, internal};
 use crate::solve::log::{Entry, Log};
@@ -132,7 +132,7 @@ impl Round<'_> {
     fn one(&self, (stage, op): At) -> Result<Option<Cached>, CourierError> {
         let Some(key) = self.keys.of((stage, op)) else { return Ok(None) };
         let Some(hit) = self.shared.courier.cache_get(key)? else { return Ok(None) };
-        let known = [Compression::Gzip, Compression::Zstd, Compression::None];
+        let known = [Compression::Gzip, Compression::Zstd, Compression::Uncompressed];
         let layer = &hit.entry.layer;
         let problem = hit.entry.objection().or_else(|| {
             let fits = known.iter().any(|compression| compression.media_type() == layer.media_type);

@@ -21,6 +21,8 @@ const AT_A_TIME: usize = 2;
 pub(in crate::solve) struct Pulls {
     state: Mutex<State>,
     changed: Condvar,
+    /// Held by who puts a layer on what is below it.
+    settling: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -37,7 +39,7 @@ impl Pulls {
     pub fn new<'a>(hits: &Hits, wanted: impl IntoIterator<Item = &'a At>) -> Self {
         let todo = wanted.into_iter().filter_map(|at| Some((*at, hits.get(at)?.clone()))).collect();
         let state = State { todo, ..State::default() };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self { state: Mutex::new(state), changed: Condvar::new(), settling: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -97,6 +99,8 @@ impl Pulls {
         hit: &Cached,
         below: &[String],
     ) -> Result<Result<(), String>, Halt> {
+        // One at a time: what two stages stand on is settled once.
+        let _alone = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         if self.lock().settled.contains(&at) {
             return Ok(Ok(()));
         }

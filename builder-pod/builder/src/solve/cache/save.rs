@@ -8,11 +8,12 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::Descriptor;
 use kiln_contract::cache::CacheEntry;
+use kiln_contract::request::Compression;
 
 use super::{MAX_INDEX, index_key};
 use crate::courier::CourierError;
 use crate::engine::{LAYER_INDEX, View};
-use crate::layer::{Blob, Compression};
+use crate::layer::Blob;
 use crate::solve::failure::{Halt, internal};
 use crate::solve::publish::{Publisher, descriptor};
 use crate::solve::shared::Shared;
@@ -130,7 +131,7 @@ fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<()
     match save {
         Save::Stored { label, entry } => Ok(put(&label.key, &entry, None)?),
         Save::Made { label, view, stubs } => {
-            let (blob, file) = publisher.make(shared, &view, &stubs)?;
+            let (blob, file) = publisher.make_aside(shared, &view, &stubs)?;
             let entry =
                 CacheEntry { layer: descriptor(&blob), diff_id: blob.diff_id, created: label.created };
             Ok(put(&label.key, &entry, Some(file.as_fd()))?)
