@@ -43,6 +43,7 @@ impl Journal {
                 | Event::Succeeded { .. }
                 | Event::Failed { .. }
         );
+        let ends = matches!(event, Event::Succeeded { .. } | Event::Failed { .. });
         let line = Line { v: kiln_contract::VERSION, seq: self.state.seq + 1, at: now(), event };
         self.state.apply(&line);
         if needed || self.written < MAX_JOURNAL {
@@ -51,7 +52,8 @@ impl Journal {
             self.since_checkpoint += text.len() + 1;
             (self.sink)(&text)?;
         }
-        if self.since_checkpoint >= CHECKPOINT_EVERY {
+        // Whoever reads the log of an attempt that has ended may find no more than its end.
+        if ends || self.since_checkpoint >= CHECKPOINT_EVERY {
             self.checkpoint()?;
         }
         Ok(())
@@ -122,6 +124,9 @@ mod tests {
         late.apply(lines.lock().expect("not poisoned").last().expect("a line"));
         assert_eq!((late.ready_to_tag.as_ref(), late.steps.len(), late.gap), (Some(&image), 9, false));
         journal.write(Event::Succeeded { image }).expect("written");
+        let mut late = BuildState::default();
+        late.apply(lines.lock().expect("not poisoned").last().expect("a line"));
+        assert!(late.succeeded.is_some() && late.steps.len() == 9, "{late:?}");
         let before = checkpoints();
         journal.beat().expect("written");
         assert_eq!(checkpoints(), before);
