@@ -37,6 +37,28 @@ impl Processes {
         self.0.len()
     }
 
+    /// The value of a flag (`--config=FILE`) on the first one's command line.
+    ///
+    /// # Errors
+    /// There is none, or it has no such flag.
+    pub fn flag(&self, name: &str) -> Result<String> {
+        let pid = self.0.first().context("no such process on this machine")?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).context("its command line")?;
+        let words = line.split(|b| *b == 0).map(String::from_utf8_lossy);
+        let start = format!("{name}=");
+        let mut values = words.filter_map(|word| word.strip_prefix(&start).map(str::to_owned));
+        values.next().with_context(|| format!("process {pid} has no flag {name}"))
+    }
+
+    /// A file as the first one sees it.
+    ///
+    /// # Errors
+    /// There is no process, or no such file.
+    pub fn file(&self, path: &str) -> Result<String> {
+        let pid = self.0.first().context("no such process on this machine")?;
+        fs::read_to_string(format!("/proc/{pid}/root{path}")).with_context(|| format!("{path} of {pid}"))
+    }
+
     /// Sends each a signal (`KILL`, `STOP`, `CONT`).
     ///
     /// # Errors

@@ -17,6 +17,7 @@ mod flux;
 mod git_https;
 mod gitops;
 mod isolation;
+mod journals;
 mod language;
 mod lifecycle;
 mod load;
