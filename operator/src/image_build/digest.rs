@@ -215,7 +215,7 @@ mod tests {
         let mut other = files();
         other[1].content = Content::Text("c".into());
         all.insert(input_digest(&spec(), Some(&source_digest(&other))));
-        assert_eq!(all.len(), 19);
+        assert_eq!(all.len(), 20);
     }
 
     #[test]
