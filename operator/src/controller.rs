@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Liveness, Readiness};
-use crate::image_build::context::{Context, config_map_key};
+use crate::image_build::context::{Context, config_map_key, runs};
 use crate::image_build::flux;
 use crate::image_build::names;
 use crate::image_build::observe::PodView;
@@ -26,8 +26,9 @@ use crate::journals::Wake;
 use crate::pods::Scope;
 use crate::policy;
 
-/// Reconciles that run at the same time. Each is a few API calls; the rest of its time it waits.
-const CONCURRENCY: usize = 64;
+/// Reconciles that run at the same time, of builds that want to begin and of all others. Each is a few API calls; the rest of its
+/// time it waits. Who waits for a pod does not wait behind the news of those that have one.
+const CONCURRENCY: [usize; 2] = [32, 32];
 /// How often the controller's own loop shows that it turns, and the builds are counted.
 const BEAT: Duration = Duration::from_secs(5);
 
@@ -179,10 +180,12 @@ async fn run_scope(
     stores.lock().unwrap_or_else(PoisonError::into_inner).push(reader.clone());
     // First come, first served. The controller's own limit takes whichever it finds first in a set, and with more to do than
     // can be done some objects were not looked at for minutes.
-    let turns = Arc::new(Semaphore::new(CONCURRENCY));
+    let turns = CONCURRENCY.map(|places| Arc::new(Semaphore::new(places)));
     let (served, latest) = (turns.clone(), reader.clone());
     let in_turn = move |object: Arc<Object>, ctx: Arc<Context>| {
-        let (turns, latest) = (served.clone(), latest.clone());
+        let [first, others] = &served;
+        let turns = if wants_to_begin(&object) { first } else { others }.clone();
+        let latest = latest.clone();
         async move {
             // Closed: the operator ends, and another one will look at it.
             let Ok(_turn) = turns.acquire().await else { return Ok(controller::Action::await_change()) };
@@ -197,7 +200,7 @@ async fn run_scope(
         .reconcile_on(triggers)
         .graceful_shutdown_on(async move {
             shutdown.cancelled().await;
-            turns.close();
+            turns.iter().for_each(|turns| turns.close());
         })
         .run(in_turn, |object, error, ctx| on_error(&object, error, &ctx), ctx)
         .for_each(|result| {
@@ -211,6 +214,14 @@ async fn run_scope(
         })
         .await;
     flux.abort();
+}
+
+/// Whether a build has no attempt under way and may get one.
+fn wants_to_begin(object: &Object) -> bool {
+    let Ok(build) = &object.0 else { return false };
+    let Some(status) = &build.status else { return true };
+    let edited = Some(status.observed_generation) != build.metadata.generation;
+    edited || (status.completion_time.is_none() && !runs(status))
 }
 
 fn tokio_stream(mut receiver: mpsc::UnboundedReceiver<Wake>) -> impl Stream<Item = Wake> + Send + 'static {

@@ -12,7 +12,8 @@ pub struct Pods(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    by_owner: HashMap<String, BTreeMap<String, PodView>>,
+    /// Boxed: a map has room for eleven of its values from the first one on.
+    by_owner: HashMap<String, BTreeMap<String, Box<PodView>>>,
     /// What the lists that are under way have shown so far: UIDs of pods, by the namespace that is listed (`None`: all).
     listed: HashMap<Scope, HashSet<String>>,
     /// The newest version that the watch has told of.
@@ -88,7 +89,9 @@ impl Pods {
 
     /// The pods that an ImageBuild controls, by name.
     pub fn of(&self, owner: &str) -> BTreeMap<String, PodView> {
-        self.inner().by_owner.get(owner).cloned().unwrap_or_default()
+        let inner = self.inner();
+        let pods = inner.by_owner.get(owner).into_iter().flatten();
+        pods.map(|(name, pod)| (name.clone(), PodView::clone(pod))).collect()
     }
 }
 
@@ -100,7 +103,7 @@ impl Inner {
             known.uid == pod.uid && version(&known.resource_version) > version(&pod.resource_version)
         });
         if !older {
-            pods.insert(pod.name.clone(), pod);
+            pods.insert(pod.name.clone(), Box::new(pod));
         }
     }
 
