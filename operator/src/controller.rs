@@ -27,8 +27,9 @@ use crate::pods::Scope;
 use crate::policy;
 
 /// Reconciles that run at the same time, of builds that want to begin and of all others. Each is a few API calls; the rest of its
-/// time it waits. Who waits for a pod does not wait behind the news of those that have one.
-const CONCURRENCY: [usize; 2] = [32, 32];
+/// time it waits. Who waits for a pod does not wait behind the news of those that have one, nor for an API server that is
+/// busy with them.
+const CONCURRENCY: [usize; 2] = [48, 16];
 /// How often the controller's own loop shows that it turns, and the builds are counted.
 const BEAT: Duration = Duration::from_secs(5);
 

@@ -65,8 +65,6 @@ impl Operator {
                 &format!("scale-{number}"),
             ])
             .env("KUBECONFIG", &setup.kubeconfig)
-            // As in the chart.
-            .env("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
