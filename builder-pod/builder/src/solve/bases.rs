@@ -1,18 +1,17 @@
 //! Base images on their way in: every layer is downloaded and unpacked into a tree of its own, several at a time, in the
 //! order in which stages need them.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
-use std::time::Duration;
 
 use kiln_contract::{Descriptor, Failure, FailureClass, reason};
 
+use super::arrivals::Arrivals;
 use super::cache::save::Save;
 use super::failure::{Halt, internal, of_engine};
-use super::publish::{Publisher, spawn};
+use super::publish::Publisher;
 use super::shared::Shared;
 use crate::courier::CourierError;
 use crate::engine::{EngineError, Unpacked};
@@ -20,52 +19,31 @@ use crate::plan::BaseImage;
 
 /// Layers on their way at a time: the work is decompression, and two cores are usual.
 const AT_A_TIME: usize = 4;
-/// How often a wait looks whether the build was stopped.
-pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The base images of a build.
 pub(super) struct Bases<'a> {
     images: &'a [BaseImage],
     /// Who keeps indexes.
     keep: Option<&'a Publisher<'a>>,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-struct State {
-    todo: VecDeque<(usize, usize)>,
-    images: Vec<Image>,
-}
-
-#[derive(Default)]
-struct Image {
-    layers: Vec<Option<Unpacked>>,
-    settled: bool,
-    /// Its layers are on their way.
-    wanted: bool,
+    /// Layers, by image and place.
+    layers: Arrivals<(usize, usize), Unpacked>,
+    /// Images whose layers are on their way.
+    wanted: Mutex<BTreeSet<usize>>,
+    /// Those that are all there.
+    settled: Mutex<BTreeSet<usize>>,
 }
 
 impl<'a> Bases<'a> {
     /// `wanted` are the images whose files are sure to be read; what their layers have is kept by `keep`.
     pub fn new(images: &'a [BaseImage], wanted: &BTreeSet<usize>, keep: Option<&'a Publisher<'a>>) -> Self {
-        let mut todo = VecDeque::new();
-        for image in wanted {
-            todo.extend((0..images[*image].resolved.layers.len()).map(|layer| (*image, layer)));
+        let layers = wanted.iter().flat_map(|image| layers_of(images, *image));
+        Self {
+            images,
+            keep,
+            layers: Arrivals::new(layers),
+            wanted: Mutex::new(wanted.clone()),
+            settled: Mutex::default(),
         }
-        let states = images
-            .iter()
-            .enumerate()
-            .map(|(number, image)| Image {
-                layers: vec![None; image.resolved.layers.len()],
-                settled: false,
-                wanted: wanted.contains(&number),
-            })
-            .collect();
-        Self { images, keep, state: Mutex::new(State { todo, images: states }), changed: Condvar::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts the downloads.
@@ -74,62 +52,37 @@ impl<'a> Bases<'a> {
         scope: &'scope Scope<'scope, '_>,
         shared: &'scope Shared<'scope>,
     ) -> Result<(), Halt> {
-        let threads = AT_A_TIME.min(self.lock().todo.len());
-        for _ in 0..threads {
-            spawn(scope, "base", || self.work(shared))?;
-        }
-        Ok(())
+        self.layers.start(scope, shared, ("base", AT_A_TIME), |layer| self.get(shared, *layer))
     }
 
-    fn work(&self, shared: &Shared<'_>) {
-        loop {
-            let Some((image, layer)) = self.lock().todo.pop_front() else { return };
-            let result = shared.check().and_then(|()| self.fetch(shared, image, layer));
-            match result {
-                Ok(unpacked) => self.lock().images[image].layers[layer] = Some(unpacked),
-                Err(halt) => {
-                    shared.halt(halt);
-                    self.changed.notify_all();
-                    return;
-                }
-            }
-            self.changed.notify_all();
-        }
+    fn get(&self, shared: &Shared<'_>, (image, layer): (usize, usize)) -> Option<Unpacked> {
+        self.fetch(shared, image, layer).map_err(|halt| shared.halt(halt)).ok()
     }
 
     /// What the trees of an image are called, from the bottom up; they need not be there.
     pub fn names(&self, image: usize) -> Vec<String> {
-        (0..self.images[image].resolved.layers.len()).map(|layer| tree(image, layer)).collect()
+        layers_of(self.images, image).map(|(image, layer)| tree(image, layer)).collect()
     }
 
     /// Whether nothing of an image is waited for.
     pub fn is_there(&self, image: usize) -> bool {
-        self.lock().images[image].settled
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).contains(&image)
     }
 
     /// Waits until an image is all there; its trees from the bottom up.
     pub fn trees(&self, shared: &Shared<'_>, image: usize) -> Result<Vec<String>, Halt> {
-        let mut state = self.lock();
-        if !std::mem::replace(&mut state.images[image].wanted, true) {
-            // Nobody thought that it would be read.
-            state.todo.extend((0..self.images[image].resolved.layers.len()).map(|layer| (image, layer)));
-            drop(state);
-            self.work(shared);
-            state = self.lock();
+        let unforeseen = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(image);
+        if unforeseen {
+            self.layers.add(shared, layers_of(self.images, image), |layer| self.get(shared, *layer));
         }
-        while state.images[image].layers.iter().any(Option::is_none) {
-            shared.check()?;
-            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+        let mut layers = Vec::new();
+        for (image, layer) in layers_of(self.images, image) {
+            layers.push((tree(image, layer), self.layers.wait(shared, &(image, layer))?));
         }
-        let layers: Vec<(String, Unpacked)> = state.images[image]
-            .layers
-            .iter()
-            .enumerate()
-            .filter_map(|(layer, unpacked)| Some((tree(image, layer), unpacked.clone()?)))
-            .collect();
-        if !state.images[image].settled {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !settled.contains(&image) {
             shared.engine.settle(&layers).map_err(|e| of_engine(&e, None))?;
-            state.images[image].settled = true;
+            settled.insert(image);
         }
         Ok(layers.into_iter().map(|(tree, _)| tree).collect())
     }
@@ -146,15 +99,18 @@ impl Bases<'_> {
             diff_id: diff_ids.get(layer).map_or("", String::as_str),
         };
         let (tree, media_type) = (tree(image, layer), &wanted.blob.media_type);
-        let index = self.keep.map(Publisher::new_index).transpose()?.flatten();
-        let copy = index.as_ref().map(File::try_clone).transpose();
-        let copy = copy.map_err(|e| internal(format!("sharing an index: {e}")))?.map(OwnedFd::from);
+        let (index, copy) = self.keep.map(Publisher::new_index).transpose()?.flatten().unzip();
         let unpacked = fetch(shared, &wanted, |blob| shared.engine.unpack(&tree, media_type, blob, copy))?;
         if let (Some(publisher), Some(index)) = (self.keep, index) {
             publisher.save(Save::Index { diff_id: unpacked.diff_id.clone(), index });
         }
         Ok(unpacked)
     }
+}
+
+/// The layers of an image, from the bottom up.
+fn layers_of(images: &[BaseImage], image: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    (0..images[image].resolved.layers.len()).map(move |layer| (image, layer))
 }
 
 /// What a layer's tree is called; it need not be there.

@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use kiln_dockerfile::instruction::Sharing;
 
-use super::bases::TICK;
+use super::arrivals::TICK;
 use super::failure::Halt;
 use super::shared::Shared;
 use crate::plan::Cache;

@@ -1,21 +1,22 @@
 //! Layers that somebody only looks at: instead of the layer comes its index, from the cache or by reading the layer once
 //! without writing it, and of that the part that the steps of the build look at becomes a tree.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 
 use kiln_contract::Descriptor;
 
-use super::bases::{TICK, Wanted, fetch};
+use super::arrivals::Arrivals;
+use super::bases::{Wanted, fetch};
 use super::cache::lookup::Hits;
 use super::cache::pull::tree as entry_tree;
 use super::cache::save::Save;
 use super::cache::{At, MAX_INDEX, decide, index_key, is_out};
 use super::failure::{Halt, internal, of_engine};
-use super::publish::{Publisher, spawn};
+use super::publish::Publisher;
 use super::shared::Shared;
 
 use crate::engine::{LAYER_INDEX, Unpacked};
@@ -32,8 +33,9 @@ pub(super) struct Lazy<'a> {
     /// Whether there is a cache to ask.
     cache: bool,
     publisher: &'a Publisher<'a>,
-    state: Mutex<State>,
-    changed: Condvar,
+    /// The indexes, or what is wrong with the layers.
+    indexes: Arrivals<String, Result<Arc<Index>, String>>,
+    faults: Mutex<Faults>,
     /// Trees are made by one at a time.
     made: Mutex<Made>,
 }
@@ -54,11 +56,9 @@ struct Index {
     links: Links,
 }
 
+/// Indexes that were not usable.
 #[derive(Default)]
-struct State {
-    todo: VecDeque<String>,
-    /// `None` while it is on its way; then the index, or what is wrong with the layer.
-    known: BTreeMap<String, Option<Result<Arc<Index>, String>>>,
+struct Faults {
     /// The cache does not answer.
     out: bool,
     unusable: usize,
@@ -101,7 +101,7 @@ impl<'a> Lazy<'a> {
         publisher: &'a Publisher<'a>,
     ) -> Self {
         let mut layers = BTreeMap::new();
-        let mut todo = VecDeque::new();
+        let mut todo = Vec::new();
         for image in &work.look_images {
             let base = &plan.images[*image];
             for (place, blob) in base.resolved.layers.iter().enumerate() {
@@ -113,7 +113,7 @@ impl<'a> Lazy<'a> {
                     diff_id: base.diff_ids.get(place).cloned().unwrap_or_default(),
                     base: true,
                 };
-                todo.push_back(name.clone());
+                todo.push(name.clone());
                 layers.insert(name, layer);
             }
         }
@@ -126,7 +126,7 @@ impl<'a> Lazy<'a> {
                 diff_id: hit.entry.diff_id.clone(),
                 base: false,
             };
-            todo.push_back(name.clone());
+            todo.push(name.clone());
             layers.insert(name, layer);
         }
         Self {
@@ -134,14 +134,14 @@ impl<'a> Lazy<'a> {
             looks: looks(plan, work),
             cache,
             publisher,
-            state: Mutex::new(State { todo, ..State::default() }),
-            changed: Condvar::new(),
+            indexes: Arrivals::new(todo),
+            faults: Mutex::default(),
             made: Mutex::default(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to get the indexes.
@@ -150,32 +150,18 @@ impl<'a> Lazy<'a> {
         scope: &'scope Scope<'scope, '_>,
         shared: &'scope Shared<'scope>,
     ) -> Result<(), Halt> {
-        let threads = AT_A_TIME.min(self.lock().todo.len());
-        for _ in 0..threads {
-            spawn(scope, "index", || self.work(shared))?;
-        }
-        Ok(())
+        self.indexes.start(scope, shared, ("index", AT_A_TIME), |name| self.get(shared, name))
     }
 
-    fn work(&self, shared: &Shared<'_>) {
-        while shared.check().is_ok() {
-            let next = {
-                let mut state = self.lock();
-                let next = state.todo.pop_front();
-                next.inspect(|name| drop(state.known.insert(name.clone(), None)))
-            };
-            let Some(name) = next else { return };
-            let Some(layer) = self.layers.get(&name) else { continue };
-            let got = match self.obtain(shared, layer) {
-                Ok(index) => index.map(Arc::new),
-                Err(Halt::Failed(failure)) if !layer.base => Err(failure.message),
-                Err(halt) => {
-                    shared.halt(halt);
-                    Err("the build ended".to_owned())
-                }
-            };
-            self.lock().known.insert(name, Some(got));
-            self.changed.notify_all();
+    fn get(&self, shared: &Shared<'_>, name: &str) -> Option<Result<Arc<Index>, String>> {
+        let layer = self.layers.get(name)?;
+        match self.obtain(shared, layer) {
+            Ok(index) => Some(index.map(Arc::new)),
+            Err(Halt::Failed(failure)) if !layer.base => Some(Err(failure.message)),
+            Err(halt) => {
+                shared.halt(halt);
+                None
+            }
         }
     }
 
@@ -186,32 +172,21 @@ impl<'a> Lazy<'a> {
 
     /// Waits until the index of a layer is here; else says what is wrong with the layer.
     pub fn wait(&self, shared: &Shared<'_>, tree: &str) -> Result<Result<(), String>, Halt> {
-        Ok(self.index(shared, tree)?.map(drop))
-    }
-
-    fn index(&self, shared: &Shared<'_>, tree: &str) -> Result<Result<Arc<Index>, String>, Halt> {
-        let mut state = self.lock();
-        loop {
-            shared.check()?;
-            if let Some(Some(known)) = state.known.get(tree) {
-                return Ok(known.clone());
-            }
-            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        Ok(self.indexes.wait(shared, &tree.to_owned())?.map(drop))
     }
 
     /// The inner error says why the layer can't be told from an index.
     fn obtain(&self, shared: &Shared<'_>, layer: &Layer) -> Result<Result<Index, String>, Halt> {
-        if self.cache && !self.lock().out {
+        if self.cache && !self.faults().out {
             match self.kept(shared, layer) {
                 Ok(Some(index)) => return Ok(Ok(index)),
                 Ok(None) => {}
                 Err(Halt::Stopped) => return Err(Halt::Stopped),
                 Err(Halt::Failed(failure)) => {
-                    let mut state = self.lock();
-                    state.out |= is_out(&failure);
-                    state.unusable += 1;
-                    state.why.get_or_insert(failure.message);
+                    let mut faults = self.faults();
+                    faults.out |= is_out(&failure);
+                    faults.unusable += 1;
+                    faults.why.get_or_insert(failure.message);
                 }
             }
         }
@@ -261,7 +236,7 @@ impl<'a> Lazy<'a> {
     ) -> Result<Option<Vec<String>>, Halt> {
         let mut indexes = BTreeMap::new();
         for tree in trees.iter().filter(|tree| self.has(tree)) {
-            match self.index(shared, tree)? {
+            match self.indexes.wait(shared, tree)? {
                 Ok(index) => drop(indexes.insert(tree, index)),
                 Err(_) => return Ok(None),
             }
@@ -287,9 +262,9 @@ impl<'a> Lazy<'a> {
             match unpack(shared, &name, index, &part)? {
                 Ok(unpacked) => drop(fresh.insert(name, unpacked)),
                 Err(problem) => {
-                    let mut state = self.lock();
-                    state.unusable += 1;
-                    state.why.get_or_insert(problem);
+                    let mut faults = self.faults();
+                    faults.unusable += 1;
+                    faults.why.get_or_insert(problem);
                     made.useless.insert((*tree).clone());
                     return Ok(None);
                 }
@@ -307,9 +282,9 @@ impl<'a> Lazy<'a> {
 
     /// What a person should know.
     pub fn warning(&self) -> Option<String> {
-        let state = self.lock();
-        let why = state.why.as_deref()?;
-        Some(format!("{} layer indexes were not usable: {why}", state.unusable))
+        let faults = self.faults();
+        let why = faults.why.as_deref()?;
+        Some(format!("{} layer indexes were not usable: {why}", faults.unusable))
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `cache` | results of earlier builds |
 
 mod agent;
+mod arrivals;
 mod bases;
 mod cache;
 mod caches;

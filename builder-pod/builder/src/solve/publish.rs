@@ -186,9 +186,7 @@ impl<'a> Publisher<'a> {
         stubs: &[String],
         spool: &mut Spool<'_>,
     ) -> Result<Blob, Halt> {
-        let index = self.new_index()?;
-        let copy = index.as_ref().map(File::try_clone).transpose();
-        let copy = copy.map_err(|e| internal(format!("sharing an index: {e}")))?.map(OwnedFd::from);
+        let (index, copy) = self.new_index()?.unzip();
         let (mut read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
         // Where the user has no more room for pipes, the two take turns more often.
         let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
@@ -217,10 +215,14 @@ impl<'a> Publisher<'a> {
         spool_file(self.spool, &format!("layer{}", self.names.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// A file for an index that somebody will keep; none where nobody does.
-    pub fn new_index(&self) -> Result<Option<File>, Halt> {
-        let keeps = self.saves.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        keeps.then(|| self.new_file()).transpose()
+    /// A file for an index that somebody will keep, and a descriptor for who writes it; none where nobody keeps any.
+    pub fn new_index(&self) -> Result<Option<(File, OwnedFd)>, Halt> {
+        if self.saves.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(None);
+        }
+        let index = self.new_file()?;
+        let out = index.try_clone().map_err(|e| internal(format!("sharing an index: {e}")))?;
+        Ok(Some((index, out.into())))
     }
 
     fn send_all(&self, shared: &Shared<'_>) {

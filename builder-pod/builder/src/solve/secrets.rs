@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use kiln_contract::call::MAX_SECRET;
 
 use super::MAX_SECRETS;
-use super::bases::TICK;
+use super::arrivals::TICK;
 use super::failure::Halt;
 use super::redact::Needle;
 use super::shared::Shared;

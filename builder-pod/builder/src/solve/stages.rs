@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::bases::TICK;
+use super::arrivals::TICK;
 use super::failure::Halt;
 use super::shared::Shared;
 

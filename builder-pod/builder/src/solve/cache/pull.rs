@@ -1,17 +1,17 @@
 //! Layers of entries on their way in: each is downloaded and unpacked into a tree of its own, as a base's layer is, and
 //! checked against the entry. One that does not hold is as good as not there.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 
 use super::At;
 use super::lookup::Hits;
 use crate::courier::Cached;
 use crate::engine::Unpacked;
-use crate::solve::bases::{TICK, Wanted, fetch};
+use crate::solve::arrivals::Arrivals;
+use crate::solve::bases::{Wanted, fetch};
 use crate::solve::failure::Halt;
-use crate::solve::publish::spawn;
 use crate::solve::shared::Shared;
 
 /// Layers on their way at a time.
@@ -19,31 +19,22 @@ const AT_A_TIME: usize = 2;
 
 /// The layers of a build.
 pub(in crate::solve) struct Pulls {
-    state: Mutex<State>,
-    changed: Condvar,
-    /// Held by who puts a layer on what is below it.
-    settling: Mutex<()>,
-}
-
-#[derive(Default)]
-struct State {
-    todo: VecDeque<(At, Cached)>,
-    /// `None` while it is on its way; then the tree, or what is wrong.
-    known: BTreeMap<At, Option<Result<Unpacked, String>>>,
-    /// Those that were put on what is below them.
-    settled: BTreeSet<At>,
+    /// Those that are sure to be read.
+    wanted: BTreeMap<At, Cached>,
+    /// The trees, or what is wrong with them.
+    layers: Arrivals<At, Result<Unpacked, String>>,
+    /// Those that were put on what is below them. Held by who does that: one at a time, for what two stages stand on is settled
+    /// once.
+    settled: Mutex<BTreeSet<At>>,
 }
 
 impl Pulls {
     /// Those of `wanted` that are among `hits`, in the order of the plan.
     pub fn new<'a>(hits: &Hits, wanted: impl IntoIterator<Item = &'a At>) -> Self {
-        let todo = wanted.into_iter().filter_map(|at| Some((*at, hits.get(at)?.clone()))).collect();
-        let state = State { todo, ..State::default() };
-        Self { state: Mutex::new(state), changed: Condvar::new(), settling: Mutex::default() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let wanted: BTreeMap<At, Cached> =
+            wanted.into_iter().filter_map(|at| Some((*at, hits.get(at)?.clone()))).collect();
+        let layers = Arrivals::new(wanted.keys().copied());
+        Self { wanted, layers, settled: Mutex::default() }
     }
 
     /// Starts the downloads.
@@ -52,43 +43,8 @@ impl Pulls {
         scope: &'scope Scope<'scope, '_>,
         shared: &'scope Shared<'scope>,
     ) -> Result<(), Halt> {
-        let threads = AT_A_TIME.min(self.lock().todo.len());
-        for _ in 0..threads {
-            spawn(scope, "cached", || self.work(shared))?;
-        }
-        Ok(())
-    }
-
-    fn work(&self, shared: &Shared<'_>) {
-        while shared.check().is_ok() {
-            let Some((at, hit)) = self.next() else { return };
-            self.pull(shared, at, &hit);
-        }
-    }
-
-    fn next(&self) -> Option<(At, Cached)> {
-        let mut state = self.lock();
-        loop {
-            let (at, hit) = state.todo.pop_front()?;
-            if let std::collections::btree_map::Entry::Vacant(entry) = state.known.entry(at) {
-                entry.insert(None);
-                return Some((at, hit));
-            }
-        }
-    }
-
-    fn pull(&self, shared: &Shared<'_>, at: At, hit: &Cached) {
-        let named = format!("the cache entry {}", hit.image);
-        let wanted =
-            Wanted { image: &hit.image, named: &named, blob: &hit.entry.layer, diff_id: &hit.entry.diff_id };
-        let (tree, media_type) = (tree(at), &hit.entry.layer.media_type);
-        let unpack = |blob| shared.engine.unpack(&tree, media_type, blob, None);
-        let result = fetch(shared, &wanted, unpack).map_err(|halt| match halt {
-            Halt::Failed(failure) => failure.message,
-            Halt::Stopped => "the build was told to stop".to_owned(),
-        });
-        self.lock().known.insert(at, Some(result));
-        self.changed.notify_all();
+        let get = |at: &At| Some(pull(shared, *at, self.wanted.get(at)?));
+        self.layers.start(scope, shared, ("cached", AT_A_TIME), get)
     }
 
     /// Has a layer unpacked onto `below`, trees that are whole. The inner error says what is wrong with the entry.
@@ -99,12 +55,11 @@ impl Pulls {
         hit: &Cached,
         below: &[String],
     ) -> Result<Result<(), String>, Halt> {
-        // One at a time: what two stages stand on is settled once.
-        let _alone = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.lock().settled.contains(&at) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if settled.contains(&at) {
             return Ok(Ok(()));
         }
-        let unpacked = match self.take(shared, at, hit)? {
+        let unpacked = match self.layers.take(shared, &at, || pull(shared, at, hit))? {
             Ok(unpacked) => unpacked,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -114,27 +69,23 @@ impl Pulls {
         if let Err(error) = shared.engine.settle(&layers) {
             return Ok(Err(error.message));
         }
-        self.lock().settled.insert(at);
+        settled.insert(at);
         Ok(Ok(()))
     }
+}
 
-    /// Waits for a layer; fetches it itself where nobody has begun. The inner error says what is wrong with the entry.
-    fn take(&self, shared: &Shared<'_>, at: At, hit: &Cached) -> Result<Result<Unpacked, String>, Halt> {
-        let mut state = self.lock();
-        if let std::collections::btree_map::Entry::Vacant(entry) = state.known.entry(at) {
-            entry.insert(None);
-            drop(state);
-            self.pull(shared, at, hit);
-            state = self.lock();
-        }
-        loop {
-            shared.check()?;
-            if let Some(Some(result)) = state.known.get(&at) {
-                return Ok(result.clone());
-            }
-            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
+/// Fetches a layer and unpacks it; else says what is wrong with the entry.
+fn pull(shared: &Shared<'_>, at: At, hit: &Cached) -> Result<Unpacked, String> {
+    let named = format!("the cache entry {}", hit.image);
+    let wanted =
+        Wanted { image: &hit.image, named: &named, blob: &hit.entry.layer, diff_id: &hit.entry.diff_id };
+    let (tree, media_type) = (tree(at), &hit.entry.layer.media_type);
+    let unpack = |blob| shared.engine.unpack(&tree, media_type, blob, None);
+    let unpacked = fetch(shared, &wanted, unpack);
+    unpacked.map_err(|halt| match halt {
+        Halt::Failed(failure) => failure.message,
+        Halt::Stopped => "the build was told to stop".to_owned(),
+    })
 }
 
 /// What an entry's tree is called; it need not be there.
