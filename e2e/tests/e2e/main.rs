@@ -45,3 +45,15 @@ pub async fn operator_to_myself() -> RwLockWriteGuard<'static, ()> {
 pub fn target(registry: &kiln_e2e::registry::Registry, namespace: &str, name: &str) -> String {
     format!("{}/{namespace}/{name}:latest", registry.host())
 }
+
+/// Applies the build `app` and waits until its second step runs; its pod.
+pub async fn in_mid_build(
+    sandbox: &kiln_e2e::cluster::Sandbox,
+    registry: &kiln_e2e::registry::Registry,
+    dockerfile: &str,
+) -> anyhow::Result<k8s_openapi::api::core::v1::Pod> {
+    let spec = kiln_e2e::cluster::inline(dockerfile, &target(registry, &sandbox.name, "app"));
+    sandbox.apply("app", &spec).await?;
+    sandbox.wait("app", 120, "running", |b| b["status"]["steps"][1]["state"] == "Running").await?;
+    anyhow::Context::context(sandbox.pods().await?.pop(), "a pod")
+}

@@ -12,17 +12,14 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParam
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
-/// Applies a build with a step of some seconds and waits until that runs; returns its pod.
+/// The pod of a build of which a step of some seconds runs.
 async fn in_mid_build(sandbox: &Sandbox, registry: &Registry, seconds: u32) -> Result<Pod> {
-    let target = crate::target(registry, &sandbox.name, "app");
     let dockerfile = format!("FROM busybox\nRUN sleep {seconds}; echo x > /x\nRUN echo y > /y\n");
-    sandbox.apply("app", &inline(&dockerfile, &target)).await?;
-    sandbox.wait("app", 120, "running", |b| b["status"]["steps"][1]["state"] == "Running").await?;
-    Ok(sandbox.pods().await?.remove(0))
+    crate::in_mid_build(sandbox, registry, &dockerfile).await
 }
 
 /// That the build succeeded in the attempt of that number, and its image is in the registry.
-async fn built(sandbox: &Sandbox, registry: &Registry, seconds: u64, attempt: u64) -> Result<Value> {
+pub async fn built(sandbox: &Sandbox, registry: &Registry, seconds: u64, attempt: u64) -> Result<Value> {
     let build = sandbox.succeeded("app", seconds).await?;
     let attempts = build["status"]["attempts"].as_array().cloned().unwrap_or_default();
     let last = attempts.last().map(|a| a["number"].clone());
