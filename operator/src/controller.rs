@@ -8,28 +8,26 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
-use kube::runtime::controller::{self, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Liveness, Readiness};
+use crate::dispatch;
 use crate::image_build::context::{Context, config_map_key, runs};
 use crate::image_build::flux;
 use crate::image_build::names;
 use crate::image_build::observe::PodView;
-use crate::image_build::reconcile::{Object, on_error, reconcile};
+use crate::image_build::reconcile::{Object, reconcile_once, retry_after};
 use crate::journals::Wake;
 use crate::pods::Scope;
 use crate::policy;
+use crate::turns::Kind;
 
-/// Reconciles that run at the same time, of builds that want to begin and of all others. Each is a few API calls; the rest of its
-/// time it waits. Who waits for a pod does not wait behind the news of those that have one, nor for an API server that is
-/// busy with them.
-const CONCURRENCY: [usize; 2] = [48, 16];
 /// How often the controller's own loop shows that it turns, and the builds are counted.
 const BEAT: Duration = Duration::from_secs(5);
 
@@ -162,9 +160,6 @@ async fn run_scope(
     }));
     let flux = tokio::spawn(flux::watch(ctx.clone(), scope.clone()));
     let source_wakes = watch_config_maps(ctx.clone(), &scope);
-    let triggers = stream::select(stream::select(pod_wakes.boxed(), source_wakes.boxed()), wakes.boxed())
-        .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
-
     let (reader, writer) = reflector::store();
     let known = note_objects(
         ctx.clone(),
@@ -179,41 +174,39 @@ async fn run_scope(
     );
     let objects = reflector::reflector(writer, known).default_backoff().touched_objects();
     stores.lock().unwrap_or_else(PoisonError::into_inner).push(reader.clone());
-    // First come, first served. The controller's own limit takes whichever it finds first in a set, and with more to do than
-    // can be done some objects were not looked at for minutes.
-    let turns = CONCURRENCY.map(|places| Arc::new(Semaphore::new(places)));
-    let (served, latest) = (turns.clone(), reader.clone());
-    let in_turn = move |object: Arc<Object>, ctx: Arc<Context>| {
-        let [first, others] = &served;
-        let turns = if wants_to_begin(&object) { first } else { others }.clone();
-        let latest = latest.clone();
+    let shown = objects.filter_map(|touched| {
+        future::ready(match touched {
+            Ok(object) => Some((object.namespace().unwrap_or_default(), object.name_any())),
+            Err(error) => {
+                tracing::warn!(%error, "the watch of ImageBuilds was interrupted and is taken up again");
+                None
+            }
+        })
+    });
+    let triggers =
+        stream::select_all([shown.boxed(), pod_wakes.boxed(), source_wakes.boxed(), wakes.boxed()]);
+    let (ready, latest) = (reader.clone(), reader.clone());
+    let ready = async move {
+        // The store goes only with this controller.
+        let _ = ready.wait_until_ready().await;
+    };
+    let look = move |wake: &Wake| {
+        let object = latest.get(&ObjectRef::new(&wake.1).within(&wake.0));
+        if object.is_some_and(|object| wants_to_begin(&object)) { Kind::First } else { Kind::Other }
+    };
+    let reconcile = move |(namespace, name): Wake| {
+        // As it is now, which may be long after it was asked for. What is gone needs no look.
+        let object = reader.get(&ObjectRef::new(&name).within(&namespace));
+        let ctx = ctx.clone();
         async move {
-            // Closed: the operator ends, and another one will look at it.
-            let Ok(_turn) = turns.acquire().await else { return Ok(controller::Action::await_change()) };
-            // It may have waited for long. What is gone needs no look.
-            let Some(object) = latest.get(&ObjectRef::from_obj(&*object)) else {
-                return Ok(controller::Action::await_change());
-            };
-            Box::pin(reconcile(object, ctx)).await
+            let object = object?;
+            match Box::pin(reconcile_once(&object, &ctx)).await {
+                Ok(again) => again,
+                Err(error) => Some(retry_after(&object, &error, &ctx)),
+            }
         }
     };
-    Controller::for_stream(objects, reader)
-        .reconcile_on(triggers)
-        .graceful_shutdown_on(async move {
-            shutdown.cancelled().await;
-            turns.iter().for_each(|turns| turns.close());
-        })
-        .run(in_turn, |object, error, ctx| on_error(&object, error, &ctx), ctx)
-        .for_each(|result| {
-            // Reconciles tell of their own faults in `on_error`.
-            if let Err(error @ (controller::Error::QueueError(_) | controller::Error::RunnerError(_))) =
-                result
-            {
-                tracing::warn!(%error, "a watch was interrupted and is taken up again");
-            }
-            future::ready(())
-        })
-        .await;
+    dispatch::run(triggers, ready, look, reconcile, shutdown).await;
     flux.abort();
 }
 

@@ -16,6 +16,7 @@ pub mod args;
 pub mod clock;
 pub mod config;
 pub mod controller;
+mod dispatch;
 pub mod image_build;
 pub mod journals;
 pub mod lease;
@@ -27,6 +28,7 @@ pub mod queue;
 pub mod run_phases;
 pub mod telemetry;
 pub mod traces;
+mod turns;
 
 #[cfg(test)]
 mod simulator;

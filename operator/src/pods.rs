@@ -12,8 +12,8 @@ pub struct Pods(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Boxed: a map has room for eleven of its values from the first one on.
-    by_owner: HashMap<String, BTreeMap<String, Box<PodView>>>,
+    /// No two of one name. There is one of most, and a map has room for eleven from the first one on.
+    by_owner: HashMap<String, Vec<PodView>>,
     /// What the lists that are under way have shown so far: UIDs of pods, by the namespace that is listed (`None`: all).
     listed: HashMap<Scope, HashSet<String>>,
     /// The newest version that the watch has told of.
@@ -45,7 +45,7 @@ impl Pods {
         let Some(listed) = inner.listed.remove(scope) else { return Vec::new() };
         let mut gone = Vec::new();
         for pods in inner.by_owner.values_mut() {
-            pods.retain(|_, pod| {
+            pods.retain(|pod| {
                 let keep = listed.contains(&pod.uid) || scope.as_ref().is_some_and(|s| *s != pod.namespace);
                 if !keep {
                     gone.push((pod.namespace.clone(), pod.owner_name.clone().unwrap_or_default()));
@@ -91,7 +91,7 @@ impl Pods {
     pub fn of(&self, owner: &str) -> BTreeMap<String, PodView> {
         let inner = self.inner();
         let pods = inner.by_owner.get(owner).into_iter().flatten();
-        pods.map(|(name, pod)| (name.clone(), PodView::clone(pod))).collect()
+        pods.map(|pod| (pod.name.clone(), pod.clone())).collect()
     }
 }
 
@@ -99,11 +99,15 @@ impl Inner {
     fn insert(&mut self, pod: PodView) {
         let Some(owner) = pod.owner.clone() else { return };
         let pods = self.by_owner.entry(owner).or_default();
-        let older = pods.get(&pod.name).is_some_and(|known| {
-            known.uid == pod.uid && version(&known.resource_version) > version(&pod.resource_version)
-        });
-        if !older {
-            pods.insert(pod.name.clone(), Box::new(pod));
+        match pods.iter_mut().find(|known| known.name == pod.name) {
+            Some(known)
+                if known.uid == pod.uid
+                    && version(&known.resource_version) > version(&pod.resource_version) => {}
+            Some(known) => *known = pod,
+            None => {
+                pods.reserve_exact(1);
+                pods.push(pod);
+            }
         }
     }
 
@@ -111,9 +115,7 @@ impl Inner {
         let Some(owner) = &pod.owner else { return };
         if let Some(pods) = self.by_owner.get_mut(owner) {
             // Another pod may have taken its name.
-            if pods.get(&pod.name).is_some_and(|known| known.uid == pod.uid) {
-                pods.remove(&pod.name);
-            }
+            pods.retain(|known| known.name != pod.name || known.uid != pod.uid);
             if pods.is_empty() {
                 self.by_owner.remove(owner);
             }

@@ -18,31 +18,35 @@ use super::deviation::deviation;
 use super::error::{ReconcileError, timed};
 use super::observe::PodView;
 use super::pod::{Blueprint, MAX_SECRETS};
+use super::validate::Build;
 
 /// Name under which the operator's fields are kept apart from other managers'.
 pub const FIELD_MANAGER: &str = "kiln-operator";
 
-/// The names of the registry Secrets of the build's service account, or what keeps the account from being used.
+/// The names of a service account's registry Secrets, or what keeps it from being used.
+pub(super) type Account = Result<Vec<String>, CreationFaultKind>;
+
+/// What there is to say of the build's service account.
 ///
 /// # Errors
 /// The API server did not answer as expected; it is tried again.
 pub(super) async fn account(
     ctx: &Context,
-    blueprint: &Blueprint<'_>,
-) -> Result<Result<Vec<String>, CreationFaultKind>, ReconcileError> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(ctx.client.clone(), blueprint.namespace);
-    let account = &blueprint.build.service_account;
+    namespace: &str,
+    build: &Build,
+) -> Result<Account, ReconcileError> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(ctx.client.clone(), namespace);
+    let account = &build.service_account;
     let Some(found) = timed("get serviceaccount", accounts.get_opt(account)).await? else {
         return Ok(Err(CreationFaultKind::Missing(Failure::new(
             FailureClass::Source,
             reason::SOURCE_NOT_FOUND,
             format!(
-                "ServiceAccount {account} (spec.serviceAccountName) is not in namespace {}; create it",
-                blueprint.namespace
+                "ServiceAccount {account} (spec.serviceAccountName) is not in namespace {namespace}; create it"
             ),
         ))));
     };
-    if let Some(failure) = not_listed(&found, blueprint) {
+    if let Some(failure) = not_listed(&found, namespace, build) {
         // Applied together, the service account may come second.
         return Ok(Err(CreationFaultKind::Missing(failure)));
     }
@@ -78,6 +82,7 @@ pub enum Creation {
 pub async fn create(
     ctx: &Context,
     mut blueprint: Blueprint<'_>,
+    account: Account,
     still_so: impl AsyncFnOnce() -> Result<(), ReconcileError>,
 ) -> Result<Creation, ReconcileError> {
     let failed = |kind| Ok(Creation::Failed(kind));
@@ -88,7 +93,7 @@ pub async fn create(
     {
         return take_over(ctx, &blueprint, &there).await;
     }
-    let secrets = match account(ctx, &blueprint).await? {
+    let secrets = match account {
         Ok(secrets) => secrets,
         Err(fault) => return failed(fault),
     };
@@ -186,9 +191,8 @@ fn accept(ctx: &Context, pod: PodView) -> Creation {
 
 /// Secrets that the object names for its source and its steps and the service account does not list: who may create ImageBuilds is not to
 /// read any Secret of the namespace by that.
-fn not_listed(account: &ServiceAccount, blueprint: &Blueprint<'_>) -> Option<Failure> {
+fn not_listed(account: &ServiceAccount, namespace: &str, build: &Build) -> Option<Failure> {
     let listed = |name: &str| account.secrets.iter().flatten().any(|s| s.name.as_deref() == Some(name));
-    let build = blueprint.build;
     let named: BTreeSet<&str> = build
         .secrets
         .iter()
@@ -199,7 +203,7 @@ fn not_listed(account: &ServiceAccount, blueprint: &Blueprint<'_>) -> Option<Fai
         .collect();
     let first = named.first()?;
     let patch = json!({"secrets": named.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()});
-    let (namespace, account) = (blueprint.namespace, &build.service_account);
+    let account = &build.service_account;
     let others = if named.len() > 1 { format!(" and {} more", named.len() - 1) } else { String::new() };
     Some(Failure::new(
         FailureClass::Policy,
@@ -389,7 +393,7 @@ mod tests {
         let failure = |listed: Value| {
             let account = serde_json::from_value(json!({"secrets": listed})).expect("an account");
             let blueprint = blueprint(&desired, &build, &owner, &config);
-            not_listed(&account, &blueprint)
+            not_listed(&account, blueprint.namespace, blueprint.build)
         };
         assert_eq!(failure(json!([{"name": "npm"}, {"name": "both"}, {"name": "git"}, {"name": "x"}])), None);
         let one = failure(json!([{"name": "npm"}, {"name": "both"}])).expect("git is missing");

@@ -33,6 +33,7 @@ pub mod start;
 #[cfg(test)]
 mod status_rows;
 pub mod steps;
+mod store;
 #[cfg(test)]
 mod testing;
 pub mod validate;

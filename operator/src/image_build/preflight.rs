@@ -81,7 +81,7 @@ pub async fn ask(
 /// # Errors
 /// The API server did not answer as expected; it is tried again.
 async fn refusal(ctx: &Context, mut blueprint: Blueprint<'_>) -> Result<Option<Failure>, ReconcileError> {
-    let secrets = match account(ctx, &blueprint).await? {
+    let secrets = match account(ctx, blueprint.namespace, blueprint.build).await? {
         Ok(secrets) => secrets,
         Err(CreationFaultKind::Terminal(failure)) => return Ok(Some(failure)),
         // It may come while the build waits; without it admission refuses every pod.

@@ -4,16 +4,13 @@
 //! So a crash anywhere leaves something that the next reconcile finds again by name.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kiln_api::{ImageBuild, ImageBuildStatus};
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind};
-use kube::runtime::controller;
+use kube::api::Api;
+use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt as _};
-use serde_json::json;
 use tracing::Instrument as _;
 
 use crate::journals::Subject;
@@ -23,8 +20,7 @@ use crate::policy;
 use crate::queue::Claim;
 use crate::telemetry::build_span;
 
-use super::apply::{self, Creation, FIELD_MANAGER};
-use super::conditions::{self, Phase};
+use super::apply::{self, Account, Creation};
 use super::context::{Context, runs, waits, waits_since};
 use super::decide::{Action, CreationFault, Decision, Observed, Slot, decide};
 use super::dereference::dereference;
@@ -37,6 +33,7 @@ use super::pod::Blueprint;
 use super::pod_events;
 use super::preflight;
 use super::start::Patience;
+use super::store;
 use super::validate::{Buildable, Desired, validate};
 
 /// An ImageBuild, or what can be said of one that can't be read.
@@ -47,21 +44,10 @@ const REBUILD: &str = "kiln.build/rebuild";
 /// Annotation that cancels a run, by number.
 const CANCEL: &str = "kiln.build/cancel";
 
-/// Reconciles one object.
-///
-/// # Errors
-/// The API server did not answer as expected, or the object changed meanwhile; it is tried again.
-pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<controller::Action, ReconcileError> {
-    Ok(match reconcile_once(&object, &ctx).await? {
-        Some(again) => controller::Action::requeue(again),
-        None => controller::Action::await_change(),
-    })
-}
-
 /// Reconciles one object; says when to look at it again where no event will.
 ///
 /// # Errors
-/// As [`reconcile`].
+/// The API server did not answer as expected, or the object changed meanwhile; it is tried again.
 pub(crate) async fn reconcile_once(
     object: &Object,
     ctx: &Context,
@@ -69,7 +55,7 @@ pub(crate) async fn reconcile_once(
     let began = Instant::now();
     let result = match &object.0 {
         Ok(build) => Box::pin(reconcile_build(build, ctx)).instrument(build_span(build)).await,
-        Err(invalid) => unreadable(ctx, invalid).await,
+        Err(invalid) => store::unreadable(ctx, invalid).await.map(|()| None),
     };
     let uid = object.meta().uid.clone().unwrap_or_default();
     ctx.metrics.reconciled(result.as_ref().map(|_| ()), began.elapsed());
@@ -77,11 +63,6 @@ pub(crate) async fn reconcile_once(
         ctx.count(&uid, false);
     }
     result
-}
-
-/// When to try again after a failed reconcile.
-pub fn on_error(object: &Object, error: &ReconcileError, ctx: &Context) -> controller::Action {
-    controller::Action::requeue(retry_after(object, error, ctx))
 }
 
 /// How long to wait after a failed reconcile.
@@ -124,14 +105,19 @@ async fn reconcile_build(build: &ImageBuild, ctx: &Context) -> Result<Option<Dur
     confirm_end(ctx, &this, &stored, &decision.status, &pods).await?;
     let wait = ctx.pace(&this.uid, &stored, &decision.status);
     let written = decision.status != stored && wait == 0;
-    let version = if written {
-        write_status(ctx, build, &this, &stored, &decision.status).await?
-    } else {
-        this.resource_version.clone()
+    let write = async {
+        if written {
+            store::write(ctx, build, &stored, &decision.status).await
+        } else {
+            Ok(this.resource_version.clone())
+        }
     };
+    // What a pod needs to know is asked for meanwhile.
+    let (version, account) = futures::join!(write, account(ctx, &this, &desired, &decision));
+    let version = version?;
     keep_place(ctx, &this.uid, &decision.status);
-    let now = Now { version: &version, written };
-    let acted = act(ctx, build, &this, now, &desired, &pods, &decision).await;
+    let mut now = Now { version: &version, written, account };
+    let acted = act(ctx, build, &this, &mut now, &desired, &pods, &decision).await;
     if written {
         // Last: a pod does not wait for them.
         let events =
@@ -314,59 +300,6 @@ fn ponder(
     decide(now, &observed)
 }
 
-/// Stores the status, provided that the object is still the one that was decided on. Returns its new resourceVersion.
-async fn write_status(
-    ctx: &Context,
-    build: &ImageBuild,
-    this: &This,
-    before: &ImageBuildStatus,
-    after: &ImageBuildStatus,
-) -> Result<String, ReconcileError> {
-    let api: Api<ImageBuild> = Api::namespaced(ctx.client.clone(), &this.namespace);
-    let mut patch = json!({
-        "apiVersion": ImageBuild::api_version(&()),
-        "kind": ImageBuild::kind(&()),
-        "metadata": {"name": this.name, "uid": this.uid, "resourceVersion": this.resource_version},
-        "status": after,
-    });
-    if mutant!(StatusWithoutVersion) {
-        patch["metadata"]["resourceVersion"].take();
-    }
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let began = tokio::time::Instant::now();
-    let patched =
-        timed("patch imagebuild status", api.patch_status(&this.name, &params, &Patch::Apply(&patch))).await;
-    ctx.write_took(began.elapsed());
-    ctx.metrics.wrote(Write::Status);
-    let written = patched.map_err(|error| match error.status().map(|s| s.code) {
-        Some(409) => ReconcileError::Conflict,
-        _ => error,
-    })?;
-    if written.status.as_ref() != Some(after) {
-        // Every later reconcile would write it again.
-        tracing::error!(
-            namespace = this.namespace,
-            name = this.name,
-            "the API server stores another status than was written: the CRD in the cluster is not this operator's"
-        );
-    }
-    let version = written.metadata.resource_version.clone().unwrap_or_default();
-    ctx.wrote(&this.uid, written);
-    ctx.metrics.stored(before, after);
-    ctx.traces.stored(build, before, after);
-    if before.completion_time.is_none() && after.completion_time.is_some() {
-        tracing::info!(
-            namespace = this.namespace,
-            name = this.name,
-            run = after.run,
-            reason = after.history.last().map(|h| h.reason.as_str()),
-            duration = after.duration,
-            "run ended"
-        );
-    }
-    Ok(version)
-}
-
 /// Keeps or gives back the build's place in the queue, and its journal.
 fn keep_place(ctx: &Context, uid: &str, status: &ImageBuildStatus) {
     if status.completion_time.is_some() {
@@ -377,13 +310,29 @@ fn keep_place(ctx: &Context, uid: &str, status: &ImageBuildStatus) {
     }
 }
 
+/// The service account of the build, where a pod is to be made.
+async fn account(
+    ctx: &Context,
+    this: &This,
+    desired: &Desired,
+    decision: &Decision,
+) -> Result<Option<Account>, ReconcileError> {
+    match &desired.buildable {
+        Buildable::Yes(build) if decision.actions.iter().any(|a| matches!(a, Action::CreatePod { .. })) => {
+            apply::account(ctx, &this.namespace, build).await.map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// The object as the decision took it to be.
-#[derive(Clone, Copy)]
 struct Now<'a> {
     /// Its resourceVersion.
     version: &'a str,
     /// Whether its status was just written, which shows that it is so.
     written: bool,
+    /// Its service account, for the pod that is to be made.
+    account: Result<Option<Account>, ReconcileError>,
 }
 
 impl Now<'_> {
@@ -402,7 +351,7 @@ async fn act(
     ctx: &Context,
     build: &ImageBuild,
     this: &This,
-    now: Now<'_>,
+    now: &mut Now<'_>,
     desired: &Desired,
     pods: &BTreeMap<String, PodView>,
     decision: &Decision,
@@ -439,7 +388,7 @@ async fn create(
     ctx: &Context,
     object: &ImageBuild,
     this: &This,
-    now: Now<'_>,
+    now: &mut Now<'_>,
     desired: &Desired,
     status: &ImageBuildStatus,
 ) -> Result<(), ReconcileError> {
@@ -458,7 +407,9 @@ async fn create(
         secrets: &[],
         config: &ctx.config,
     };
-    match Box::pin(apply::create(ctx, blueprint, async || now.confirm(ctx, this).await)).await? {
+    let Some(account) = std::mem::replace(&mut now.account, Ok(None))? else { return Ok(()) };
+    let still_so = async || now.confirm(ctx, this).await;
+    match Box::pin(apply::create(ctx, blueprint, account, still_so)).await? {
         Creation::Made(uid) => ctx.made(&this.uid, uid),
         Creation::Failed(kind) => {
             let fault = CreationFault { at: ctx.clock.now(), kind };
@@ -468,32 +419,4 @@ async fn create(
     // The pod goes on record, or the fault into the status.
     ctx.wake((this.namespace.clone(), this.name.clone()));
     Ok(())
-}
-
-/// Says of an object that can't be read why, so that nobody waits for it.
-async fn unreadable(
-    ctx: &Context,
-    invalid: &kube::core::error_boundary::InvalidObject,
-) -> Result<Option<Duration>, ReconcileError> {
-    let meta = &invalid.metadata;
-    let (name, namespace) =
-        (meta.name.clone().unwrap_or_default(), meta.namespace.clone().unwrap_or_default());
-    tracing::warn!(namespace, name, error = invalid.error, "an ImageBuild can't be read");
-    // The time of its creation, so that writing it again changes nothing.
-    let at = meta.creation_timestamp.as_ref().map_or_else(|| ctx.clock.now(), |t| t.0);
-    let message =
-        format!("this operator can't read the object: {}; correct it or upgrade Kiln", invalid.error);
-    let mut status = ImageBuildStatus::default();
-    conditions::set(&mut status, &Phase::Unreadable { message }, meta.generation.unwrap_or_default(), at);
-    let kind = GroupVersionKind::gvk("kiln.build", "v1alpha1", "ImageBuild");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "imagebuilds");
-    let api: Api<DynamicObject> = Api::namespaced_with(ctx.client.clone(), &namespace, &resource);
-    let patch = json!({
-        "apiVersion": "kiln.build/v1alpha1", "kind": "ImageBuild", "metadata": {"name": name},
-        "status": {"observedGeneration": status.observed_generation, "conditions": status.conditions},
-    });
-    let params = PatchParams::apply("kiln-operator-unreadable").force();
-    timed("patch imagebuild status", api.patch_status(&name, &params, &Patch::Apply(&patch))).await?;
-    ctx.metrics.wrote(Write::Status);
-    Ok(None)
 }

@@ -267,26 +267,33 @@ impl Api {
                 self.delete(&key);
                 (200, (*stored).clone())
             }
-            ("PATCH", part @ (None | Some("status"))) => self.patch(&key, &stored, part, &call.body),
+            ("PATCH", None) => self.patch(&key, &stored, &call.body),
+            ("PUT", Some("status")) => self.put_status(&key, &stored, &call.body),
             (method, part) => panic!("the simulator does not know {method} {part:?} of {}", call.path),
         }
     }
 
-    fn patch(&mut self, key: &Key, stored: &Value, part: Option<&str>, body: &Value) -> Answer {
+    fn patch(&mut self, key: &Key, stored: &Value, body: &Value) -> Answer {
         if let Some(refusal) = unmet(&body["metadata"], stored) {
             return refusal;
         }
         let changed = self.change(key, |object| {
-            if part == Some("status") {
-                // Server-side apply by the status' only manager: what it does not name goes.
-                object["status"] = body["status"].clone();
-                if object["status"]["observedGeneration"].is_null() {
-                    object["status"]["observedGeneration"] = json!(-1);
-                }
-            } else {
-                let version = object["metadata"]["resourceVersion"].clone();
-                merge(object, body);
-                object["metadata"]["resourceVersion"] = version;
+            let version = object["metadata"]["resourceVersion"].clone();
+            merge(object, body);
+            object["metadata"]["resourceVersion"] = version;
+        });
+        (200, changed.map(|o| (*o).clone()).unwrap_or_default())
+    }
+
+    /// Only the status counts of what is sent.
+    fn put_status(&mut self, key: &Key, stored: &Value, body: &Value) -> Answer {
+        if let Some(refusal) = unmet(&body["metadata"], stored) {
+            return refusal;
+        }
+        let changed = self.change(key, |object| {
+            object["status"] = body["status"].clone();
+            if object["status"]["observedGeneration"].is_null() {
+                object["status"]["observedGeneration"] = json!(-1);
             }
         });
         (200, changed.map(|o| (*o).clone()).unwrap_or_default())
