@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 /// Streams that are open at the same time: each is a connection of the API server to a kubelet.
-const MAX_STREAMS: usize = 512;
+const MAX_STREAMS: usize = 1024;
 /// Without a line for this long (three heartbeats) a stream is taken for dead.
 const SILENCE: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS);
 /// Between openings of a stream that ended early.
