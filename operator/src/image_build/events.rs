@@ -57,7 +57,7 @@ pub fn transitions(before: &ImageBuildStatus, after: &ImageBuildStatus) -> Vec<T
         Transition::new(EventType::Normal, "RunStarted", "StartRun", &note)
     };
     let known = before.run.unwrap_or(0);
-    let mut all = Vec::new();
+    let mut all: Vec<_> = begun_late(before, after).map(attempt_started).collect();
     for run in ended_runs(before, after) {
         if run.run > known {
             all.push(started(run.run));
@@ -67,20 +67,17 @@ pub fn transitions(before: &ImageBuildStatus, after: &ImageBuildStatus) -> Vec<T
             all.push(ended(run, after));
         }
     }
-    let mut begun = begun_attempts(before, after);
     if let Some(run) = after.run.filter(|run| *run > known && after.completion_time.is_none()) {
-        // Where a run gets its place at once, that is one thing that happened.
-        all.push(match begun.split_first() {
-            Some((first, rest)) => {
-                begun = rest;
-                let note = format!("run {run} started: attempt {} in pod {}", first.number, first.pod_name);
+        // Its pod is made once this is on record, or can't be.
+        all.push(match begun_attempts(before, after).first() {
+            Some(first) => {
+                let note = format!("run {run} started; pod {} is to be made", first.pod_name);
                 Transition::new(EventType::Normal, "RunStarted", "StartRun", &note).about(first)
             }
             None => started(run),
         });
     }
     all.extend(faults(before, after));
-    all.extend(begun.iter().map(attempt_started));
     all.extend(queued(before, after));
     if !is_suspended(before) && is_suspended(after) {
         let note = message(after, condition::READY, reasons::SUSPENDED).unwrap_or("spec.suspend is true");
@@ -100,6 +97,22 @@ pub fn ended_runs<'a>(before: &ImageBuildStatus, after: &'a ImageBuildStatus) ->
 pub fn begun_attempts<'a>(before: &ImageBuildStatus, after: &'a ImageBuildStatus) -> &'a [AttemptStatus] {
     let known = if after.run == before.run { before.attempts.len() } else { 0 };
     after.attempts.get(known..).unwrap_or_default()
+}
+
+/// The attempts whose pods went on record between two statuses, but for the first one of a run that nothing kept waiting: that
+/// there is one for it was said with the run's start, and most builds have no more to say.
+fn begun_late<'a>(
+    before: &'a ImageBuildStatus,
+    after: &'a ImageBuildStatus,
+) -> impl Iterator<Item = &'a AttemptStatus> {
+    let same_run = before.run == after.run;
+    let pairs = before.attempts.iter().zip(&after.attempts).filter(move |_| same_run);
+    let made = pairs.filter(|(b, a)| b.pod_uid.is_none() && a.pod_uid.is_some()).map(|(_, attempt)| attempt);
+    let went_smoothly = message(before, condition::READY, reasons::STARTING).is_some();
+    made.filter(move |attempt| {
+        let at_once = went_smoothly && Some(&attempt.started_at) == after.start_time.as_ref();
+        attempt.number > 1 || !at_once
+    })
 }
 
 fn ended(run: &HistoryEntry, after: &ImageBuildStatus) -> Transition {
@@ -168,7 +181,7 @@ fn faults(before: &ImageBuildStatus, after: &ImageBuildStatus) -> Vec<Transition
 }
 
 fn attempt_started(attempt: &AttemptStatus) -> Transition {
-    let note = format!("attempt {} started in pod {}", attempt.number, attempt.pod_name);
+    let note = format!("attempt {} started: pod {} was made", attempt.number, attempt.pod_name);
     Transition::new(EventType::Normal, "AttemptStarted", "CreatePod", &note).about(attempt)
 }
 

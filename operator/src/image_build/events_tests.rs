@@ -34,11 +34,16 @@ fn a_build_that_succeeds() {
     let events = decide(&mut world);
     assert_eq!(reasons_of(&events), ["RunStarted"]);
     let pod = world.status.attempts[0].pod_name.clone();
-    assert_eq!(events[0].note, format!("run 1 started: attempt 1 in pod {pod}"));
+    assert_eq!(events[0].note, format!("run 1 started; pod {pod} is to be made"));
     assert_eq!(events[0].pod.as_ref().map(|p| p.name.as_str()), Some(pod.as_str()));
     let before = world.status.clone();
     world.run_pod();
-    assert_eq!(transitions(&before, &world.status), [], "steps are no events");
+    assert!(world.status.attempts[0].pod_uid.is_some());
+    assert_eq!(
+        transitions(&before, &world.status),
+        [],
+        "neither a pod that is made at once nor steps are events"
+    );
     world.now += 90;
     world.report(Outcome::Succeeded(pushed()));
     let events = decide(&mut world);
@@ -74,9 +79,13 @@ fn an_infrastructure_fault_is_retried_and_its_last_one_fails() {
         note.starts_with("attempt 1 ended as BuilderLost: the builder is gone") && note.ends_with("follows")
     );
     world.now += 60;
+    assert_eq!(decide(&mut world), [], "its pod is not made yet");
+    world.create_pod();
     let events = decide(&mut world);
     assert_eq!(reasons_of(&events), ["AttemptStarted"]);
-    assert!(events[0].note.starts_with("attempt 2 started"));
+    let pod = &world.status.attempts[1].pod_name;
+    assert_eq!(events[0].note, format!("attempt 2 started: pod {pod} was made"));
+    assert_eq!(events[0].pod.as_ref().and_then(|p| p.uid.as_deref()), Some("pod-u-1-2"));
     world.run_pod();
     world.report(fault());
     assert_eq!(reasons_of(&decide(&mut world)), ["BuilderLost"]);
@@ -93,13 +102,64 @@ fn a_queue_is_said_once_and_quota_is_a_warning() {
     assert_eq!(decide(&mut world), []);
     world.slot = Slot::Queued(Place { position: 1, wait: Wait::Namespace(1) });
     assert_eq!(decide(&mut world), [], "what it waits for may change with every build that ends");
+    world.now += 30;
     world.slot = Slot::Granted;
-    assert_eq!(reasons_of(&decide(&mut world)), ["AttemptStarted"]);
+    assert_eq!(decide(&mut world), [], "its pod is not made yet");
     let kind = CreationFaultKind::Quota("exceeded quota: pods".into());
     world.creation = Some(CreationFault { at: at(world.now), kind });
     let events = decide(&mut world);
     assert_eq!(reasons_of(&events), ["Queued"]);
     assert_eq!((events[0].kind, events[0].note.as_str()), (EventType::Warning, "exceeded quota: pods"));
+    world.creation = None;
+    world.create_pod();
+    assert_eq!(reasons_of(&decide(&mut world)), ["AttemptStarted"]);
+}
+
+#[test]
+fn an_attempt_is_said_to_have_started_once_its_pod_is_there() {
+    let started = |world: &mut World| {
+        world.create_pod();
+        reasons_of(&decide(world)).into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    // At once; after a place in the queue; after something that the pod needs and that was missing.
+    let mut world = World::new();
+    decide(&mut world);
+    assert_eq!(started(&mut world), [""; 0]);
+
+    let mut world = World::new();
+    world.slot = queued(1);
+    decide(&mut world);
+    world.now += 1;
+    world.slot = Slot::Granted;
+    assert_eq!(decide(&mut world), []);
+    assert_eq!(started(&mut world), ["AttemptStarted"]);
+
+    let mut world = World::new();
+    decide(&mut world);
+    let missing = Failure::new(FailureClass::Source, reason::SOURCE_NOT_FOUND, "no such service account");
+    let kind = CreationFaultKind::Missing(missing);
+    world.creation = Some(CreationFault { at: at(world.now), kind });
+    assert_eq!(decide(&mut world), []);
+    world.creation = None;
+    assert_eq!(started(&mut world), ["AttemptStarted"]);
+
+    // One that was refused never started.
+    let mut world = World::new();
+    decide(&mut world);
+    let refused = Failure::new(FailureClass::Policy, reason::POD_REFUSED, "violates PodSecurity");
+    world.creation = Some(CreationFault { at: at(world.now), kind: CreationFaultKind::Terminal(refused) });
+    assert_eq!(reasons_of(&decide(&mut world)), ["PodRefused"]);
+
+    // Made, run and ended while no operator was there.
+    let mut world = World::new();
+    world.slot = queued(1);
+    decide(&mut world);
+    world.now += 1;
+    world.slot = Slot::Granted;
+    decide(&mut world);
+    world.create_pod();
+    world.report(Outcome::Succeeded(pushed()));
+    assert_eq!(reasons_of(&decide(&mut world)), ["AttemptStarted", "ImagePushed"]);
 }
 
 #[test]
@@ -136,7 +196,7 @@ fn runs_that_are_stopped() {
     world.report(cancelled);
     let events = decide(&mut world);
     assert_eq!(reasons_of(&events), ["Superseded", "RunStarted"]);
-    assert!(events[1].note.starts_with("run 2 started: attempt 1 in pod "), "{}", events[1].note);
+    assert!(events[1].note.starts_with("run 2 started; pod "), "{}", events[1].note);
 }
 
 #[test]
@@ -161,7 +221,7 @@ fn an_event_names_its_pod_in_the_build_s_namespace() {
     let mut world = World::new();
     let all = decide(&mut world);
     let events: Vec<_> = all.iter().map(|t| event(t, &build)).collect();
-    assert_eq!(events.len(), 1, "the start of a run and of its first attempt are one");
+    assert_eq!(events.len(), 1, "a run that nothing keeps waiting begins with one event");
     let pod = events[0].secondary.as_ref().expect("a pod");
     assert_eq!((pod.kind.as_deref(), pod.namespace.as_deref(), &pod.uid), (Some("Pod"), Some("ns"), &None));
     assert_eq!(Transition::new(EventType::Normal, "", "A", "").reason, reason::INTERNAL);
