@@ -340,3 +340,71 @@ fn watch_config_maps(ctx: Arc<Context>, scope: &Scope) -> impl Stream<Item = Wak
         stream::iter(wakes)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_contract::report::Outcome;
+    use kiln_contract::{Failure, FailureClass, reason};
+    use kube::core::DeserializeGuard;
+    use kube::core::error_boundary::InvalidObject;
+    use serde_json::json;
+
+    use super::*;
+    use crate::image_build::testing::{World, pushed, queued};
+
+    /// Whether an object of that status, edited or not since it was written, has the turns of those that begin.
+    fn begins(world: &World, edits: i64) -> bool {
+        let mut build = build();
+        build.metadata.generation = Some(world.generation + edits);
+        build.status = Some(world.status.clone());
+        wants_to_begin(&DeserializeGuard(Ok(build)))
+    }
+
+    fn build() -> kiln_api::ImageBuild {
+        let build = json!({"metadata": {"name": "app", "generation": 1}, "spec": {
+            "source": {"inline": {"files": []}}, "output": {"image": "r.x/a:1"}}});
+        serde_json::from_value(build).expect("an ImageBuild")
+    }
+
+    #[test]
+    fn those_without_an_attempt_under_way_have_turns_of_their_own() {
+        assert!(wants_to_begin(&DeserializeGuard(Ok(build()))), "it was never looked at");
+        let unreadable = InvalidObject { error: "no".into(), metadata: build().metadata };
+        assert!(!wants_to_begin(&DeserializeGuard(Err(unreadable))), "it builds nothing");
+
+        let mut world = World::new();
+        world.slot = queued(3);
+        world.decide();
+        assert!(begins(&world, 0), "it waits for a place");
+        world.slot = crate::image_build::decide::Slot::Granted;
+        world.decide();
+        assert!(world.status.attempts[0].pod_uid.is_none() && !begins(&world, 0), "its pod is being made");
+        world.run_pod();
+        assert!(!begins(&world, 0), "it runs");
+        assert!(begins(&world, 1), "it runs and was edited");
+
+        let lost = Failure::new(FailureClass::Infrastructure, reason::BUILDER_LOST, "gone");
+        world.report(Outcome::Failed(lost));
+        world.decide();
+        assert!(world.status.completion_time.is_none() && begins(&world, 0), "it waits to be tried again");
+        world.now += 60;
+        world.run_pod();
+        assert!(!begins(&world, 0), "its second attempt runs");
+        world.report(Outcome::Succeeded(pushed()));
+        world.decide();
+        assert!(!begins(&world, 0), "it has succeeded");
+        assert!(begins(&world, 1), "it has succeeded and was edited");
+
+        let mut world = World::new();
+        world.run_pod();
+        world.report(Outcome::Failed(Failure::new(FailureClass::User, reason::STEP_FAILED, "exit 1")));
+        world.decide();
+        assert!(!begins(&world, 0), "it has failed");
+        assert!(begins(&world, 1), "it has failed and was edited");
+
+        let mut world = World::new();
+        world.desired.suspend = true;
+        world.decide();
+        assert!(begins(&world, 0), "it was suspended before it began, and what ends that is an edit");
+    }
+}

@@ -35,5 +35,5 @@ mod status_rows;
 pub mod steps;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod validate;
