@@ -37,16 +37,9 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self):
-        decoder, text = json.JSONDecoder(), ""
         for line in self.process.stdout:
-            text += line
-            # An object ends with a brace in the first column.
-            if line.rstrip() != "}":
-                continue
-            event, _ = decoder.raw_decode(text)
-            text = ""
             with self.changed:
-                self.seen.append((time.time(), event["object"]))
+                self.seen.append((time.time(), json.loads(line)["object"]))
                 self.changed.notify_all()
 
     def first(self, wanted):
