@@ -86,11 +86,12 @@ pub struct BuildArgs {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     pub timeout: u64,
-    /// Repository, without a tag, where results of steps are looked up, and kept for later builds.
+    /// Repository, without a tag, where results of steps are looked up, and kept for later builds; and, without --cache-dir,
+    /// what caches of RUN --mount=type=cache hold.
     #[arg(long, value_name = "REPOSITORY", env = "KILN_CACHE")]
     pub cache: Option<String>,
     /// Where caches of RUN --mount=type=cache are kept from build to build, on the file system of the working directory
-    /// [default: they end with the build]. One build at a time has a cache; one beside it begins with an empty one, or waits
+    /// [default: with --cache in its repository, else they end with the build]. One build at a time has a cache; one beside it begins with an empty one, or waits
     /// where the mount says sharing=locked.
     #[arg(long, value_name = "DIR", env = "KILN_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,

@@ -226,6 +226,10 @@ impl Engine for LocalEngine {
         self.helper.call(&Request::MakeTree { tree: tree.to_owned(), mode, owner }, None)
     }
 
+    fn keeps_caches(&self) -> bool {
+        self.caches.is_some()
+    }
+
     fn take_cache(&self, key: &str, tree: &str, wait: bool, stop: &Stop) -> Result<bool, EngineError> {
         view::check([&tree.to_owned()])?;
         self.caches.as_ref().map_or(Ok(false), |caches| caches.take(key, tree, wait, stop))
@@ -302,6 +306,10 @@ impl Engine for LocalEngine {
     ) -> Result<Diff, EngineError> {
         let request = Request::Diff { view: view.clone(), stubs: stubs.to_vec(), epoch };
         self.helper.call(&request, [out].into_iter().chain(index))
+    }
+
+    fn archive(&self, tree: &str, out: OwnedFd) -> Result<Diff, EngineError> {
+        self.helper.call(&Request::Archive { tree: tree.to_owned() }, Some(out))
     }
 
     fn remove(&self, trees: &[String]) -> Result<(), EngineError> {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::courier::{Cached, CourierError, Fetched, Growing};
-use crate::engine::{EngineErrorKind, LAYER_INDEX, Secret};
+use crate::engine::{CACHE_MOUNT, EngineErrorKind, LAYER_INDEX, Secret};
 
 pub(crate) use engine::FakeEngine;
 
@@ -168,7 +168,11 @@ impl Courier for FakeCourier {
         entry: &CacheEntry,
         file: Option<BorrowedFd<'_>>,
     ) -> Result<Stored, CourierError> {
-        let word = if entry.layer.media_type == LAYER_INDEX { "keep_index" } else { "cache_put" };
+        let word = match entry.layer.media_type.as_str() {
+            LAYER_INDEX => "keep_index",
+            CACHE_MOUNT => "keep_mount",
+            _ => "cache_put",
+        };
         self.note(word, if file.is_some() { "file" } else { "output" })?;
         if let Some(file) = file {
             let mut text = vec![0; usize::try_from(entry.layer.size).unwrap()];
@@ -292,6 +296,7 @@ impl Log for FakeLog {
             Entry::Output { bytes } => String::from_utf8_lossy(bytes).trim_end().to_owned(),
             Entry::Cached => "cached".into(),
             Entry::NotCached { why } => format!("not cached: {why}"),
+            Entry::Note { text } => format!("note: {text}"),
             Entry::Warning { text } => format!("warning: {text}"),
             Entry::Done { id } => format!("---> {}", id.len()),
             Entry::CommandFailed { command, code } => format!("failed {command} {code}"),

@@ -229,6 +229,15 @@ pub fn solve(
     for text in [lazy.warning(), kept.warning()].into_iter().flatten().filter(|_| committed.is_ok()) {
         log.entry(Entry::Warning { text: &text });
     }
+    if let (true, Some(mounts)) = (committed.is_ok(), &steps.mounted.saved) {
+        let left = steps.mounted.left();
+        std::thread::scope(|scope| {
+            // In a thread of its own, whose priority is its own.
+            let save = || mounts.save_all(&left, &publisher, &shared, world.clock, log);
+            // One that panics has told so itself; the image is there.
+            let _ = scope.spawn(save).join();
+        });
+    }
     committed
 }
 

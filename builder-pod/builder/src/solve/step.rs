@@ -11,6 +11,7 @@ use super::cache::At;
 use super::cache::decide::{self, Work};
 use super::cache::key::Keys;
 use super::cache::lookup::Hits;
+use super::cache::mounts::Mounts;
 use super::cache::pull::{self, Pulls};
 use super::cache::save::{Label, Save};
 use super::failure::{Halt, of_engine};
@@ -88,6 +89,10 @@ pub(super) enum Task {
 impl<'a> Steps<'a> {
     pub fn new(plan: &'a Plan, wishes: Wishes<'a>, world: World<'a>, tools: Tools<'a>, known: Known) -> Self {
         let Tools { shared, bases, early, pulls, lazy, publisher } = tools;
+        // A directory that outlasts builds goes before a registry.
+        let by_registry = known.keys.is_some() && !world.engine.keeps_caches();
+        let platform = plan.stages.last().map(|stage| stage.image.platform()).unwrap_or_default();
+        let saved = by_registry.then(|| Mounts::new(platform));
         Self {
             plan,
             wishes,
@@ -102,7 +107,7 @@ impl<'a> Steps<'a> {
             keys: known.keys,
             found: Mutex::new(Found { hits: known.hits, work: known.work }),
             stages: Stages::new(plan.stages.len(), world.at_a_time),
-            mounted: Mounted::default(),
+            mounted: Mounted::new(saved),
             ended: Mutex::default(),
             running: Mutex::default(),
             uppers: Mutex::default(),

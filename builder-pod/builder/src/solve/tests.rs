@@ -376,3 +376,5 @@ mod cache;
 mod mounts;
 #[path = "parallel_tests.rs"]
 mod parallel;
+#[path = "saved_tests.rs"]
+mod saved;

@@ -9,6 +9,7 @@
 //! | `lookup` | asks for entries, and puts their layers into the output |
 //! | `pull` | layers of entries on their way in, where a step that runs reads them |
 //! | `save` | entries and indexes on their way out |
+//! | `mounts` | what caches of steps hold, from one build to the next |
 
 use kiln_contract::{Failure, reason};
 use sha2::{Digest as _, Sha256};
@@ -17,6 +18,7 @@ pub(super) mod decide;
 pub(super) mod facts;
 pub(super) mod key;
 pub(super) mod lookup;
+pub(super) mod mounts;
 pub(super) mod pull;
 pub(super) mod save;
 
