@@ -143,7 +143,7 @@ pub struct OutputPolicy {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CachePolicy {
-    /// The cache of a build without `spec.cache`: a repository without a tag, with `{namespace}` for the build's namespace,
+    /// The cache of a build without `spec.cache.repository`: a repository without a tag, with `{namespace}` for the build's namespace,
     /// at most 255 characters. `output.allowedRepositories` has to allow it.
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(

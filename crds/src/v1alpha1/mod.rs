@@ -15,7 +15,7 @@ pub use build_policy::{
     IsolationPolicy, OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy,
     TimeoutPolicy,
 };
-pub use cache::Cache;
+pub use cache::{Cache, CacheMounts};
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
 pub use output::{Compression, Output};
 pub use secret::{BuildSecret, SshKey};

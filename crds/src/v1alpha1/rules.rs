@@ -35,6 +35,8 @@ fn good_objects_pass() {
         ("/spec/output/image", json!("[::1]:5000/a")),
         ("/spec/contextDir", json!("a/b")),
         ("/spec/cache", json!({"repository": "registry.example.com:5000/team/cache"})),
+        ("/spec/cache", json!({"mounts": {"claimName": "caches.a-1"}})),
+        ("/spec/cache", json!({"repository": "registry.example.com/cache", "mounts": {"claimName": "c"}})),
         (
             "/spec/source",
             json!({"git": {"url": "https://git.example.com:8443/a/b.git", "ref": "release/1.0"}}),
@@ -68,6 +70,7 @@ fn bad_objects_are_refused_with_the_rule() {
         ("/spec/source", json!({}), "exactly one of"),
         ("/spec/cache", json!({"repository": "registry.example.com/cache:tag"}), "without a tag"),
         ("/spec/cache", json!({"repository": "registry.example.com/Cache"}), "in lower case"),
+        ("/spec/cache", json!({}), "expected repository, mounts or both"),
         (
             "/spec/source",
             json!({"configMap": {"name": "a"}, "inline": {"files": [{"path": "a", "content": ""}]}}),
