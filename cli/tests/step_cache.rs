@@ -113,6 +113,12 @@ fn steps(built: &Built, words: &str) -> usize {
     built.log.lines().filter(|line| line.trim_start().starts_with(words)).count()
 }
 
+/// Why steps were not taken, in order.
+fn misses(built: &Built) -> Vec<String> {
+    let said = built.log.lines().filter_map(|line| line.trim_start().strip_prefix("---> Not in the cache: "));
+    said.map(str::to_owned).collect()
+}
+
 #[tokio::test]
 async fn a_rebuild_without_changes_moves_no_layer() -> Result<()> {
     let Some(site) = Site::new(LINEAR).await? else { return Ok(()) };
@@ -129,6 +135,14 @@ async fn a_rebuild_without_changes_moves_no_layer() -> Result<()> {
     site.write("Dockerfile", &format!("# comment\n{LINEAR}"))?;
     let third = site.cached("v3").await?;
     ensure!(third.digest == first.digest, "{}", third.log);
+    // Another build that shares the steps has a name, and so a record, of its own.
+    let never = misses(&first);
+    ensure!(never[0] == "no build before this one is known", "{never:?}");
+    ensure!(misses(&second).is_empty() && misses(&third).is_empty(), "{}", third.log);
+    site.write("Dockerfile", &LINEAR.replace("echo one", "echo two"))?;
+    let fourth = site.cached("v4").await?;
+    let why = misses(&fourth);
+    ensure!(why[..2] == ["the instruction changed", "what it stands on changed: step 4"], "{why:?}");
     Ok(())
 }
 
@@ -144,6 +158,13 @@ async fn an_image_is_the_same_with_and_without_cache() -> Result<()> {
     let seen = site.registry.seen().len();
     let changed = site.build("changed", &[EPOCH, &["--cache", &site.cache()]].concat()).await?;
     ensure!(steps(&changed, "---> Running in") == 1, "{}", changed.log);
+    // The log says why, and one request more is all that it takes.
+    let missing = misses(&changed);
+    ensure!(
+        missing == ["the files changed", "what it stands on changed: step 11"],
+        "{missing:?}\n{}",
+        changed.log
+    );
     let read: Vec<_> = site.moved(seen).into_iter().filter(|m| m.starts_with("GET")).collect();
     ensure!(read.len() == 3, "{read:#?}\n{}", changed.log);
     ensure!(site.compared("changed").await?.digest == changed.digest);

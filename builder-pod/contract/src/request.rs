@@ -156,6 +156,19 @@ pub enum Output {
     },
 }
 
+impl Output {
+    /// The repository of its first reference, without tag and digest.
+    pub fn repository(&self) -> Option<&str> {
+        let (Self::Registry { references, .. }
+        | Self::OciLayout { references, .. }
+        | Self::OciArchive { references, .. }) = self;
+        let name = references.first()?;
+        let name = name.split_once('@').map_or(name.as_str(), |(name, _)| name);
+        let last = name.rfind('/').map_or(0, |slash| slash + 1);
+        Some(name[last..].find(':').map_or(name, |colon| &name[..last + colon]))
+    }
+}
+
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

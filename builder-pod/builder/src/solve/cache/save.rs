@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::Descriptor;
-use kiln_contract::cache::CacheEntry;
+use kiln_contract::cache::{BuildRecord, CacheEntry};
 use kiln_contract::request::Compression;
 
 use super::{MAX_INDEX, index_key};
@@ -58,6 +58,13 @@ pub(in crate::solve) enum Save {
         /// The index, as the engine wrote it.
         index: File,
     },
+    /// What the build did.
+    Record {
+        /// The build's name.
+        name: String,
+        /// All of it.
+        record: BuildRecord,
+    },
 }
 
 /// What became of them.
@@ -76,7 +83,9 @@ impl Outcome {
     pub fn warning(&self) -> Option<String> {
         let why = self.why.as_deref()?;
         if self.lost == 0 {
-            return Some(format!("layer indexes could not be kept in the cache: {why}"));
+            return Some(format!(
+                "not all that makes the next build quicker could be kept in the cache: {why}"
+            ));
         }
         let all = self.kept + self.lost;
         Some(format!("{} of {all} results could not be kept in the cache: {why}", self.lost))
@@ -98,7 +107,7 @@ pub(in crate::solve) fn keep_all(
             continue;
         }
         // What can't be kept of them makes no build do a step again.
-        let counts = usize::from(!matches!(save, Save::Index { .. }));
+        let counts = usize::from(matches!(save, Save::Stored { .. } | Save::Made { .. }));
         let out = outcome.lock().unwrap_or_else(PoisonError::into_inner).out;
         let kept = if out { Ok(false) } else { keep(save, publisher, shared).map(|()| true) };
         let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,5 +158,6 @@ fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<()
             let layer = Descriptor { media_type: LAYER_INDEX.to_owned(), ..descriptor(&blob) };
             Ok(put(&key, &CacheEntry { layer, diff_id, created: ALWAYS.to_owned() }, Some(packed.as_fd()))?)
         }
+        Save::Record { name, record } => Ok(shared.courier.record_put(&name, &record)?),
     }
 }
