@@ -68,8 +68,8 @@ pub struct BuildRequest {
 pub struct Cache {
     /// `[host[:port]/]repository`, without tag and digest.
     pub repository: String,
-    /// Who shares entries: a build of another scope never gets them. The namespace, put there by the operator; empty on a
-    /// plain machine.
+    /// Who shares entries: a build of another scope never gets them. The namespace, or `policy/` and the policies that have
+    /// namespaces share, put there by the operator; empty on a plain machine.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scope: String,
 }
