@@ -250,3 +250,33 @@ async fn the_cache_may_be_in_another_registry() -> Result<()> {
     ensure!(index["manifests"][0]["digest"] == cold.digest, "{index}\n{log}");
     Ok(())
 }
+
+#[tokio::test]
+async fn what_the_garbage_collector_removes_is_gone_and_made_again() -> Result<()> {
+    let Some(site) = Site::new(LINEAR).await? else { return Ok(()) };
+    let first = site.cached("v1").await?;
+    let gc = async |more: &[&str]| -> Result<String> {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"))
+            .args(["cache", "gc", "--registry-config"])
+            .arg(site.dir.path().join("registries.yaml"))
+            .args(more)
+            .arg(site.cache())
+            .output()
+            .await?;
+        let said = String::from_utf8([output.stdout, output.stderr].concat())?;
+        ensure!(output.status.success(), "{said}");
+        Ok(said)
+    };
+    // What was made just now is not old, whatever it is: results, indexes and the record.
+    let said = gc(&["--max-age", "1h"]).await?;
+    ensure!(said.contains("removed 0 of "), "{said}");
+    let second = site.cached("v2").await?;
+    ensure!(second.digest == first.digest && misses(&second).is_empty(), "{}", second.log);
+    let said = gc(&["--max-size", "0"]).await?;
+    ensure!(said.contains(" 0 B after"), "{said}");
+    let third = site.cached("v3").await?;
+    let why = misses(&third);
+    let after = "step 3, which it stands on, was not in the cache";
+    ensure!(why[..2] == ["it is gone from the cache", after], "{why:?}\n{}", third.log);
+    Ok(())
+}

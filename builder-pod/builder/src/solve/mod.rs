@@ -206,7 +206,9 @@ pub fn solve(
         // What is for the cache is kept beside the build, and to its end after it.
         let keeping = {
             let (publisher, shared, kept) = (&publisher, &shared, &kept);
-            publish::spawn(beside, "save", move || save::keep_all(to_save, publisher, shared, kept))
+            publish::spawn(beside, "save", move || {
+                save::keep_all(to_save, publisher, shared, world.clock, kept);
+            })
         };
         // Nothing waits for what is only told: not even the commit.
         if let Some(caching) = wishes.cache.filter(|_| steps.misses.asks()) {

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `entry` | the result of a step, or the index of a layer |
 //! | `record` | what a build did last |
+//! | `keeping` | all that a repository keeps, and taking it away |
 
 mod entry;
+mod keeping;
 mod record;
 
 use bytes::Bytes;
@@ -19,6 +21,7 @@ use crate::pull::digest_of;
 use crate::push::Origin;
 
 pub use entry::CacheEntry;
+pub use keeping::{Kept, KeptKind};
 pub use record::{CacheRecord, CacheStep};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -14,15 +14,13 @@ use super::{MAX_INDEX, index_key};
 use crate::courier::CourierError;
 use crate::engine::{LAYER_INDEX, View};
 use crate::layer::Blob;
+use crate::solve::Clock;
 use crate::solve::failure::{Halt, internal};
 use crate::solve::publish::{Publisher, descriptor};
 use crate::solve::shared::Shared;
 
 /// How much lower the priority is than a step's (`nice`): the least that there is.
 const NICE: i32 = 19;
-
-/// When an index was made: what it says is of no time.
-const ALWAYS: &str = "1970-01-01T00:00:00Z";
 
 /// What names an entry and what it says beside its layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +95,7 @@ pub(in crate::solve) fn keep_all(
     todo: Receiver<Save>,
     publisher: &Publisher<'_>,
     shared: &Shared<'_>,
+    clock: Clock<'_>,
     outcome: &Mutex<Outcome>,
 ) {
     // The thread's own priority; where the system refuses, it is merely less polite.
@@ -109,7 +108,7 @@ pub(in crate::solve) fn keep_all(
         // What can't be kept of them makes no build do a step again.
         let counts = usize::from(matches!(save, Save::Stored { .. } | Save::Made { .. }));
         let out = outcome.lock().unwrap_or_else(PoisonError::into_inner).out;
-        let kept = if out { Ok(false) } else { keep(save, publisher, shared).map(|()| true) };
+        let kept = if out { Ok(false) } else { keep(save, publisher, shared, clock).map(|()| true) };
         let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
         match kept {
             Ok(true) => outcome.kept += counts,
@@ -133,7 +132,7 @@ fn compress(index: &File, out: &mut File) -> Result<Blob, Halt> {
     Ok(packed.map_err(|e| internal(format!("compressing an index: {e}")))?)
 }
 
-fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<(), Halt> {
+fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>, clock: Clock<'_>) -> Result<(), Halt> {
     let put = |key: &str, entry: &CacheEntry, file| -> Result<(), CourierError> {
         shared.courier.cache_put(key, entry, file).map(drop)
     };
@@ -156,7 +155,7 @@ fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<()
                 return Ok(());
             }
             let layer = Descriptor { media_type: LAYER_INDEX.to_owned(), ..descriptor(&blob) };
-            Ok(put(&key, &CacheEntry { layer, diff_id, created: ALWAYS.to_owned() }, Some(packed.as_fd()))?)
+            Ok(put(&key, &CacheEntry { layer, diff_id, created: clock() }, Some(packed.as_fd()))?)
         }
         Save::Record { name, record } => Ok(shared.courier.record_put(&name, &record)?),
     }
