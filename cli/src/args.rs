@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::given::{SecretSpec, SshSpec};
 use crate::output::OutputSpec;
 use kiln_builder::sandbox::settings::{Host, Ulimit, parse_bytes};
+use kiln_courier::gc_command::GcArgs;
 
 /// Builds container images without a daemon.
 #[derive(Debug, Parser)]
@@ -21,7 +22,24 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Build an image from a Dockerfile and a directory.
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
+    /// Look after the cache of steps in a registry.
+    #[command(subcommand)]
+    Cache(CacheCommand),
+}
+
+/// `kiln cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Remove results of steps that nobody used for long, or for which there is no room.
+    Gc {
+        /// What and where.
+        #[command(flatten)]
+        gc: GcArgs,
+        /// Plain-HTTP registries (YAML: insecure: []).
+        #[arg(long, value_name = "FILE", env = "KILN_REGISTRY_CONFIG")]
+        registry_config: Option<PathBuf>,
+    },
 }
 
 /// `kiln build`.

@@ -11,7 +11,7 @@ mod source;
 mod status;
 
 pub use build_policy::{
-    BaseImagePolicy, BuildPolicy, BuildPolicySpec, CachePolicy, ConcurrencyPolicy, Entitlement,
+    BaseImagePolicy, BuildPolicy, BuildPolicySpec, CachePolicy, CacheScope, ConcurrencyPolicy, Entitlement,
     IsolationPolicy, OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy,
     TimeoutPolicy,
 };

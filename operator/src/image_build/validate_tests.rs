@@ -100,6 +100,9 @@ fn results_are_kept_for_the_namespace_alone_where_images_may_go() {
     };
     let cache = build.request("u", Isolation::UserNamespace, 1).0.cache.expect("a cache");
     assert_eq!((cache.repository.as_str(), cache.scope.as_str()), ("reg.x:5000/cache", "team-a"));
+    let shared = json!({"cache": {"scope": "Policy"}});
+    let cache = built(shared, &spec).request("u", Isolation::UserNamespace, 1).0.cache.expect("a cache");
+    assert_eq!((cache.repository.as_str(), cache.scope.as_str()), ("reg.x:5000/cache", "policy/tenants"));
     for (bad, words) in [("reg.x/cache:tag", "without a tag"), ("reg.x/Cache", "lower-case")] {
         spec.cache = Some(v1alpha1::Cache { repository: Some(bad.into()), mounts: None });
         let failure = refused(&spec, &found, &config(""));

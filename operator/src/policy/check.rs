@@ -122,7 +122,7 @@ pub fn cache(spec: &ImageBuildSpec, policy: &Effective) -> Result<Option<Cache>,
     let repository = format!("{}/{}", parsed.registry, parsed.repository);
     match policy::refusal(&policy.outputs, what, &repository, "use such a repository") {
         Some(failure) => Err(failure),
-        None => Ok(Some(Cache { repository, scope: policy.namespace.clone() })),
+        None => Ok(Some(Cache { repository, scope: policy.cache_scope.clone() })),
     }
 }
 

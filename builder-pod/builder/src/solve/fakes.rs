@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use kiln_contract::cache::CacheEntry;
+use kiln_contract::cache::{BuildRecord, CacheEntry};
 use kiln_contract::call::Stored;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::source::Git;
@@ -58,6 +58,10 @@ pub(crate) struct FakeCourier {
     pub committed: Mutex<Option<(Value, Vec<Descriptor>)>>,
     /// The cache, by key.
     pub entries: Mutex<BTreeMap<String, CacheEntry>>,
+    /// What builds did, by name.
+    pub records: Mutex<BTreeMap<String, BuildRecord>>,
+    /// Why steps were not in the cache.
+    pub missed: Mutex<BTreeMap<u32, String>>,
     /// What is in the blobs that were put, by digest.
     pub blobs: Mutex<BTreeMap<String, String>>,
     /// Blobs may be told of while they grow.
@@ -184,6 +188,18 @@ impl Courier for FakeCourier {
         Ok(Stored::Mounted)
     }
 
+    fn record_get(&self, name: &str) -> Result<Option<BuildRecord>, CourierError> {
+        self.note("record_get", "")?;
+        Ok(self.records.lock().unwrap().get(name).cloned())
+    }
+
+    fn record_put(&self, name: &str, record: &BuildRecord) -> Result<(), CourierError> {
+        self.note("record_put", "")?;
+        assert_eq!(record.objection(), None);
+        self.records.lock().unwrap().insert(name.to_owned(), record.clone());
+        Ok(())
+    }
+
     fn put_base_blob(&self, image: &str, _blob: &Descriptor) -> Result<Stored, CourierError> {
         self.note("put_base_blob", image)?;
         Ok(Stored::Mounted)
@@ -214,9 +230,13 @@ impl Courier for FakeCourier {
     fn event(&self, event: Event) -> Result<(), CourierError> {
         let text = match event {
             Event::StepStarted { step } => format!("started {step}"),
-            Event::StepDone { step, cached: false } => format!("done {step}"),
-            Event::StepDone { step, cached: true } => format!("cached {step}"),
-            Event::StepFailed { step, exit_code } => format!("failed {step} {exit_code:?}"),
+            Event::StepDone { step, cached, cache_miss } => {
+                if let Some(why) = cache_miss {
+                    self.missed.lock().unwrap().insert(step, why);
+                }
+                format!("{} {step}", if cached { "cached" } else { "done" })
+            }
+            Event::StepFailed { step, exit_code, .. } => format!("failed {step} {exit_code:?}"),
             Event::Layer { step, .. } => format!("layer {step}"),
             other => format!("{other:?}"),
         };
