@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::given::{SecretSpec, SshSpec};
 use crate::output::OutputSpec;
 use kiln_builder::sandbox::settings::{Host, Ulimit, parse_bytes};
+use kiln_courier::gc_command::GcArgs;
 
 /// Builds container images without a daemon.
 #[derive(Debug, Parser)]
@@ -21,7 +22,24 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Build an image from a Dockerfile and a directory.
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
+    /// Look after the cache of steps in a registry.
+    #[command(subcommand)]
+    Cache(CacheCommand),
+}
+
+/// `kiln cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Remove results of steps that nobody used for long, or for which there is no room.
+    Gc {
+        /// What and where.
+        #[command(flatten)]
+        gc: GcArgs,
+        /// Plain-HTTP registries (YAML: insecure: []).
+        #[arg(long, value_name = "FILE", env = "KILN_REGISTRY_CONFIG")]
+        registry_config: Option<PathBuf>,
+    },
 }
 
 /// `kiln build`.
@@ -86,11 +104,12 @@ pub struct BuildArgs {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     pub timeout: u64,
-    /// Repository, without a tag, where results of steps are looked up, and kept for later builds.
+    /// Repository, without a tag, where results of steps are looked up, and kept for later builds; and, without --cache-dir,
+    /// what caches of RUN --mount=type=cache hold.
     #[arg(long, value_name = "REPOSITORY", env = "KILN_CACHE")]
     pub cache: Option<String>,
     /// Where caches of RUN --mount=type=cache are kept from build to build, on the file system of the working directory
-    /// [default: they end with the build]. One build at a time has a cache; one beside it begins with an empty one, or waits
+    /// [default: with --cache in its repository, else they end with the build]. One build at a time has a cache; one beside it begins with an empty one, or waits
     /// where the mount says sharing=locked.
     #[arg(long, value_name = "DIR", env = "KILN_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,

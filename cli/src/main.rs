@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let done = match Cli::parse().command {
         Command::Build(args) => kiln::run::build(&args),
+        Command::Cache(command) => kiln::cache::run(&command).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

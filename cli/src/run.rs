@@ -155,14 +155,7 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         bail!("the build context {} is no directory", args.context.display());
     }
     let (dockerfile, dockerfile_text) = dockerfile(args.file.as_deref(), &context)?;
-    let registries = match &args.registry_config {
-        Some(file) => {
-            let text =
-                std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-            serde_saphyr::from_str(&text).map_err(|e| anyhow!("{}: {e}", file.display()))?
-        }
-        None => Registries::default(),
-    };
+    let registries = registries(args.registry_config.as_deref())?;
     let isolation = if in_user_namespace() { Isolation::UserNamespace } else { Isolation::HostRange };
     Ok(BuildRequest {
         version: VERSION,
@@ -185,6 +178,16 @@ fn request(args: &BuildArgs, work: &Path) -> Result<BuildRequest> {
         policy: Policy::default(),
         cache: args.cache.clone().map(|repository| Cache { repository, scope: String::new() }),
     })
+}
+
+/// Mirrors and plain-HTTP registries, as a file has them.
+///
+/// # Errors
+/// It can't be read.
+pub fn registries(file: Option<&Path>) -> Result<Registries> {
+    let Some(file) = file else { return Ok(Registries::default()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    serde_saphyr::from_str(&text).map_err(|e| anyhow!("{}: {e}", file.display()))
 }
 
 /// What steps may have. `--network none` binds every step, so that leave for another network would be ignored in silence.
@@ -270,7 +273,8 @@ fn pairs(labels: &[String]) -> Result<BTreeMap<String, String>> {
     labels.iter().map(pair).collect()
 }
 
-fn docker_configs() -> Vec<PathBuf> {
+/// Where `docker login` keeps logins.
+pub fn docker_configs() -> Vec<PathBuf> {
     let dir = std::env::var_os("DOCKER_CONFIG")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker")));

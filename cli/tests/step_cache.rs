@@ -113,6 +113,12 @@ fn steps(built: &Built, words: &str) -> usize {
     built.log.lines().filter(|line| line.trim_start().starts_with(words)).count()
 }
 
+/// Why steps were not taken, in order.
+fn misses(built: &Built) -> Vec<String> {
+    let said = built.log.lines().filter_map(|line| line.trim_start().strip_prefix("---> Not in the cache: "));
+    said.map(str::to_owned).collect()
+}
+
 #[tokio::test]
 async fn a_rebuild_without_changes_moves_no_layer() -> Result<()> {
     let Some(site) = Site::new(LINEAR).await? else { return Ok(()) };
@@ -129,6 +135,14 @@ async fn a_rebuild_without_changes_moves_no_layer() -> Result<()> {
     site.write("Dockerfile", &format!("# comment\n{LINEAR}"))?;
     let third = site.cached("v3").await?;
     ensure!(third.digest == first.digest, "{}", third.log);
+    // Another build that shares the steps has a name, and so a record, of its own.
+    let never = misses(&first);
+    ensure!(never[0] == "no build before this one is known", "{never:?}");
+    ensure!(misses(&second).is_empty() && misses(&third).is_empty(), "{}", third.log);
+    site.write("Dockerfile", &LINEAR.replace("echo one", "echo two"))?;
+    let fourth = site.cached("v4").await?;
+    let why = misses(&fourth);
+    ensure!(why[..2] == ["the instruction changed", "what it stands on changed: step 4"], "{why:?}");
     Ok(())
 }
 
@@ -144,6 +158,13 @@ async fn an_image_is_the_same_with_and_without_cache() -> Result<()> {
     let seen = site.registry.seen().len();
     let changed = site.build("changed", &[EPOCH, &["--cache", &site.cache()]].concat()).await?;
     ensure!(steps(&changed, "---> Running in") == 1, "{}", changed.log);
+    // The log says why, and one request more is all that it takes.
+    let missing = misses(&changed);
+    ensure!(
+        missing == ["the files changed", "what it stands on changed: step 11"],
+        "{missing:?}\n{}",
+        changed.log
+    );
     let read: Vec<_> = site.moved(seen).into_iter().filter(|m| m.starts_with("GET")).collect();
     ensure!(read.len() == 3, "{read:#?}\n{}", changed.log);
     ensure!(site.compared("changed").await?.digest == changed.digest);
@@ -227,5 +248,35 @@ async fn the_cache_may_be_in_another_registry() -> Result<()> {
     ensure!(output.status.success() && !log.contains("Running in"), "{log}");
     let index: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("index.json"))?)?;
     ensure!(index["manifests"][0]["digest"] == cold.digest, "{index}\n{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_garbage_collector_removes_is_gone_and_made_again() -> Result<()> {
+    let Some(site) = Site::new(LINEAR).await? else { return Ok(()) };
+    let first = site.cached("v1").await?;
+    let gc = async |more: &[&str]| -> Result<String> {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiln"))
+            .args(["cache", "gc", "--registry-config"])
+            .arg(site.dir.path().join("registries.yaml"))
+            .args(more)
+            .arg(site.cache())
+            .output()
+            .await?;
+        let said = String::from_utf8([output.stdout, output.stderr].concat())?;
+        ensure!(output.status.success(), "{said}");
+        Ok(said)
+    };
+    // What was made just now is not old, whatever it is: results, indexes and the record.
+    let said = gc(&["--max-age", "1h"]).await?;
+    ensure!(said.contains("removed 0 of "), "{said}");
+    let second = site.cached("v2").await?;
+    ensure!(second.digest == first.digest && misses(&second).is_empty(), "{}", second.log);
+    let said = gc(&["--max-size", "0"]).await?;
+    ensure!(said.contains(" 0 B after"), "{said}");
+    let third = site.cached("v3").await?;
+    let why = misses(&third);
+    let after = "step 3, which it stands on, was not in the cache";
+    ensure!(why[..2] == ["it is gone from the cache", after], "{why:?}\n{}", third.log);
     Ok(())
 }

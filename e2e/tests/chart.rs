@@ -8,6 +8,8 @@ use kiln_api::v1alpha1::ImageBuild;
 use kiln_operator::config::Config;
 use serde_json::{Value, json};
 
+#[path = "chart/cache_gc.rs"]
+mod cache_gc;
 #[path = "chart/rights.rs"]
 mod rights;
 
@@ -338,6 +340,9 @@ fn unknown_values_are_refused_by_name() -> Result<()> {
         ("builder.seccomp.profile=../../etc/passwd", "profile"),
         ("watchNamespaces=team-a", "watchNamespaces"),
         ("defaults.timeout=soon", "timeout"),
+        ("cacheGC.maxAge=soon", "maxAge"),
+        ("cacheGC.maxSize=50GB", "maxSize"),
+        ("cacheGC.repositories={cache}", "repositories"),
         ("maxConcurrentBuilds=-1", "maxConcurrentBuilds"),
         ("maxConcurrentBuildsPerNamespace=some", "maxConcurrentBuildsPerNamespace"),
     ] {

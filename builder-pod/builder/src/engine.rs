@@ -30,6 +30,10 @@ pub struct View {
 /// with placeholders for the files.
 pub const LAYER_INDEX: &str = "application/vnd.kiln.layer.index.v1.tar+zstd";
 
+/// Media type of what a cache mount holds: a tar of all of it as it is ([`Engine::archive`]). It unpacks without the rules of
+/// layers.
+pub const CACHE_MOUNT: &str = "application/vnd.kiln.cache.mount.v1.tar+zstd";
+
 /// What a copy did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copied {
@@ -218,7 +222,7 @@ impl Stop {
 
 /// Does what a build needs done with files and processes. Calls may be made from several threads.
 pub trait Engine: Send + Sync {
-    /// Unpacks a compressed layer, or an index of one, read from `blob` (a pipe or a file) to its end, into the new tree
+    /// Unpacks a compressed layer, an index of one, or what a cache mount holds, read from `blob` (a pipe or a file) to its end, into the new tree
     /// `tree`; its index goes to `index` (a file), uncompressed.
     ///
     /// # Errors
@@ -275,6 +279,9 @@ pub trait Engine: Send + Sync {
     /// Kind `Space` or `Internal`.
     fn make_tree(&self, tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError>;
 
+    /// Whether caches outlast the build ([`Engine::take_cache`]).
+    fn keeps_caches(&self) -> bool;
+
     /// Makes the cache `key`, as an earlier step or build left it, the new tree `tree`; nobody else has it until
     /// [`Engine::keep_cache`]. `false`, and no tree, when there is none, when caches end with the build, or when another
     /// build has it and `wait` is not set.
@@ -328,6 +335,13 @@ pub trait Engine: Send + Sync {
         out: OwnedFd,
         index: Option<OwnedFd>,
     ) -> Result<Diff, EngineError>;
+
+    /// Writes all of a tree as it is as an uncompressed tar into `out` (a pipe's write end): the same bytes for the same
+    /// files. It is unpacked as [`CACHE_MOUNT`].
+    ///
+    /// # Errors
+    /// As [`Engine::diff`].
+    fn archive(&self, tree: &str, out: OwnedFd) -> Result<Diff, EngineError>;
 
     /// Removes trees that nothing needs any more.
     ///

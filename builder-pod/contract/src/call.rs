@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::CacheEntry;
+use crate::cache::{BuildRecord, CacheEntry};
 use crate::failure::Failure;
 use crate::image::{Artifact, Descriptor, ResolvedImage};
 use crate::journal::Event;
@@ -114,6 +114,19 @@ pub enum Call {
         /// The entry.
         entry: CacheEntry,
     },
+    /// What a build of this name did last. Answered with [`Reply::Recorded`] or [`Reply::Absent`]; a failure is no reason
+    /// for a build to fail.
+    RecordGet {
+        /// Names the build: 64 lower-case hex digits (`cache::is_key`). The courier adds the scope.
+        name: String,
+    },
+    /// Keep what this build did, in place of what is there under its name. Answered with [`Reply::Done`].
+    RecordPut {
+        /// As in [`Call::RecordGet`].
+        name: String,
+        /// What it did.
+        record: BuildRecord,
+    },
     /// A step mounts this secret: the courier writes its bytes, at most [`MAX_SECRET`], into the descriptor that comes along
     /// (a pipe's write end) and closes it. Answered with [`Reply::Done`], or [`Reply::Absent`] when the build was given
     /// none of this name.
@@ -197,6 +210,11 @@ pub enum Reply {
         image: String,
         /// What it says.
         entry: CacheEntry,
+    },
+    /// See [`Call::RecordGet`].
+    Recorded {
+        /// The record.
+        record: BuildRecord,
     },
     /// See [`Call::Commit`].
     Committed {

@@ -28,6 +28,8 @@ pub const SSH_DIR: &str = "/kiln/ssh";
 pub const STATE_DIR: &str = "/kiln/state";
 /// The builder's workspace: an emptyDir on a real file system, build only.
 pub const WORK_DIR: &str = "/kiln/work";
+/// Where cache mounts outlast the build: the claim that the object names, build only; absent where it names none.
+pub const CACHE_MOUNTS_DIR: &str = "/kiln/cache-mounts";
 /// The volume with a fetched source: an emptyDir, writable in `source`, read-only in `build`.
 pub const CONTEXT_DIR: &str = "/kiln/context";
 /// The fetched files.

@@ -68,8 +68,8 @@ pub struct BuildRequest {
 pub struct Cache {
     /// `[host[:port]/]repository`, without tag and digest.
     pub repository: String,
-    /// Who shares entries: a build of another scope never gets them. The namespace, put there by the operator; empty on a
-    /// plain machine.
+    /// Who shares entries: a build of another scope never gets them. The namespace, or `policy/` and the policies that have
+    /// namespaces share, put there by the operator; empty on a plain machine.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scope: String,
 }
@@ -154,6 +154,19 @@ pub enum Output {
         /// As above.
         references: Vec<String>,
     },
+}
+
+impl Output {
+    /// The repository of its first reference, without tag and digest.
+    pub fn repository(&self) -> Option<&str> {
+        let (Self::Registry { references, .. }
+        | Self::OciLayout { references, .. }
+        | Self::OciArchive { references, .. }) = self;
+        let name = references.first()?;
+        let name = name.split_once('@').map_or(name.as_str(), |(name, _)| name);
+        let last = name.rfind('/').map_or(0, |slash| slash + 1);
+        Some(name[last..].find(':').map_or(name, |colon| &name[..last + colon]))
+    }
 }
 
 /// How a layer is compressed.

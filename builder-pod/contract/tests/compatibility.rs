@@ -75,22 +75,25 @@ fn journals() -> [(&'static str, Vec<Event>); 2] {
             steps: vec![step(1, "FROM alpine as build"), step(2, "COPY . ."), step(3, "RUN make")],
         },
         Event::StepStarted { step: 1 },
-        Event::StepDone { step: 1, cached: false },
+        Event::StepDone { step: 1, cached: false, cache_miss: None },
         Event::StepStarted { step: 2 },
-        Event::StepDone { step: 2, cached: true },
+        Event::StepDone { step: 2, cached: true, cache_miss: None },
         Event::StepStarted { step: 3 },
     ];
     let mut good = begin.clone();
     good.extend([
         Event::Heartbeat,
-        Event::StepDone { step: 3, cached: false },
+        Event::StepDone { step: 3, cached: false, cache_miss: None },
         Event::Layer { step: 3, digest: DIGEST.into(), size: 1024 },
         Event::Pushing,
         Event::ReadyToTag { image: pushed() },
         Event::Succeeded { image: pushed() },
     ]);
     let mut bad = begin;
-    bad.extend([Event::StepFailed { step: 3, exit_code: Some(2) }, Event::Failed { failure: failure() }]);
+    bad.extend([
+        Event::StepFailed { step: 3, exit_code: Some(2), cache_miss: None },
+        Event::Failed { failure: failure() },
+    ]);
     [("journal-success.jsonl", good), ("journal-failure.jsonl", bad)]
 }
 
@@ -188,6 +191,30 @@ fn stored_reports_requests_permits_and_orders_are_read() {
     assert_eq!(serde_json::from_str::<Permit>(&golden("permit.json", &json(&permit))).expect("read"), permit);
     let stop = Stop { attempt: ATTEMPT.into(), reason: reason::SUPERSEDED.into() };
     assert_eq!(serde_json::from_str::<Stop>(&golden("stop.json", &json(&stop))).expect("read"), stop);
+}
+
+/// Added later than the journals, and without a new version: who does not know it passes it over.
+#[test]
+fn why_a_step_was_not_in_the_cache_is_read_and_need_not_be() {
+    let why = |text: &str| Some(text.to_owned());
+    let (_, before) = journals().into_iter().next().expect("one");
+    let mut events: Vec<Event> = before.into_iter().take(10).collect();
+    events.extend([
+        Event::StepDone { step: 1, cached: false, cache_miss: why("its variables changed") },
+        Event::StepFailed { step: 3, exit_code: Some(2), cache_miss: why("the files changed") },
+    ]);
+    let (lines, state) = lines(events);
+    let written: String = lines.iter().map(|line| json(line) + "\n").collect();
+    let text = golden("journal-cache-miss.jsonl", &written);
+    assert_eq!(bare(fold(&read(&text))), state);
+    assert_eq!(bare(fold(read(&text).last())), state, "the checkpoint tells it, too");
+    let said: Vec<_> = state.steps.iter().map(|step| step.cache_miss.as_deref()).collect();
+    assert_eq!(said, [Some("its variables changed"), None, Some("the files changed")]);
+    // As a release wrote it that did not know it.
+    let without = text.replace(",\"cacheMiss\":\"the files changed\"", "");
+    let first: Vec<Line> = read(&without).into_iter().take(12).collect();
+    assert_eq!(fold(&first).steps[2].cache_miss, None);
+    assert_eq!(fold(&first).steps[2].phase, StepPhase::Failed);
 }
 
 fn policy() -> Policy {

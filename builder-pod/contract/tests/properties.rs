@@ -51,13 +51,15 @@ fn event() -> impl Strategy<Value = Event> {
         "[A-Za-z]{0,9}".prop_map(|isolation| Event::BuilderStarted { isolation }),
         prop::collection::vec(plan, 0..6).prop_map(|steps| Event::Planned { steps }),
         step.clone().prop_map(|step| Event::StepStarted { step }),
-        (step.clone(), any::<bool>()).prop_map(|(step, cached)| Event::StepDone { step, cached }),
+        (step.clone(), any::<bool>(), prop::option::of(".{0,9}"))
+            .prop_map(|(step, cached, cache_miss)| Event::StepDone { step, cached, cache_miss }),
         (step.clone(), ".{0,9}", any::<u64>()).prop_map(|(step, digest, size)| Event::Layer {
             step,
             digest,
             size
         }),
-        (step, any::<Option<i32>>()).prop_map(|(step, exit_code)| Event::StepFailed { step, exit_code }),
+        (step, any::<Option<i32>>(), prop::option::of(".{0,9}"))
+            .prop_map(|(step, exit_code, cache_miss)| Event::StepFailed { step, exit_code, cache_miss }),
         Just(Event::Pushing),
         pushed().prop_map(|image| Event::ReadyToTag { image }),
         pushed().prop_map(|image| Event::Succeeded { image }),

@@ -1,11 +1,11 @@
-//! The cache: entries of steps, one small artifact each, in a repository of their own. What tag an entry has depends on the
+//! The cache: entries of steps and records of builds, one small artifact each, in a repository of their own. What tag an entry has depends on the
 //! scope as well, which is the request's: a builder can't ask for an entry of another namespace, nor make one.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use kiln_contract::Descriptor;
-use kiln_contract::cache::{CacheEntry, is_key};
+use kiln_contract::cache::{BuildRecord, CacheEntry, RecordedStep, is_key};
 use kiln_contract::call::Stored;
 use kiln_contract::failure::Failure;
 use kiln_contract::request;
@@ -18,6 +18,8 @@ use crate::output::{blob_of, stored};
 
 /// In front of what tags are made of: another layout of entries gets another word here.
 const FORMAT: &str = "kiln cache entry 1";
+/// The same of records.
+const RECORD_FORMAT: &str = "kiln cache record 1";
 
 /// The cache of one attempt.
 #[derive(Debug)]
@@ -51,10 +53,14 @@ impl Cache {
     }
 
     fn name(&self, key: &str) -> Result<ImageName, Failure> {
+        self.name_of(FORMAT, key)
+    }
+
+    fn name_of(&self, format: &str, key: &str) -> Result<ImageName, Failure> {
         if !is_key(key) {
             return Err(internal(format!("{key:.80?} is no key of a cache entry")));
         }
-        let tag = tag(&self.scope, key);
+        let tag = tag(format, &self.scope, key);
         ImageName::parse(&format!("{}:{tag}", self.repository)).map_err(|e| of_registry(&e, Purpose::Cache))
     }
 
@@ -102,16 +108,54 @@ impl Cache {
         self.client.write_entry(&name, &entry, origin).await.map(stored).map_err(of)
     }
 
+    /// What a build of this name did last.
+    ///
+    /// # Errors
+    /// It can't be told, or what is there is no record.
+    pub async fn record(&self, name: &str) -> Result<Option<BuildRecord>, Failure> {
+        let of = |e: Error| of_registry(&e, Purpose::Cache);
+        let name = self.name_of(RECORD_FORMAT, name)?;
+        let Some(found) = self.client.read_record(&name).await.map_err(of)? else { return Ok(None) };
+        let step = |(word, step): (String, kiln_registry::CacheStep)| {
+            (word, RecordedStep { key: step.key, inputs: step.inputs })
+        };
+        let record =
+            BuildRecord { created: found.created, steps: found.steps.into_iter().map(step).collect() };
+        match record.objection() {
+            None => Ok(Some(record)),
+            Some(detail) => Err(of(Error::Invalid { what: format!("the cache's record {name}"), detail })),
+        }
+    }
+
+    /// Keeps what a build did, in place of what is there under its name.
+    ///
+    /// # Errors
+    /// The record is not sound, or as the registry answered.
+    pub async fn put_record(&self, name: &str, record: BuildRecord) -> Result<(), Failure> {
+        if let Some(problem) = record.objection() {
+            return Err(internal(format!("a record for the cache is not sound: {problem}")));
+        }
+        let name = self.name_of(RECORD_FORMAT, name)?;
+        let step = |(word, RecordedStep { key, inputs }): (String, RecordedStep)| {
+            (word, kiln_registry::CacheStep { entry: tag(FORMAT, &self.scope, &key), key, inputs })
+        };
+        let steps = record.steps.into_iter().map(step).collect();
+        let record = kiln_registry::CacheRecord { created: record.created, steps };
+        let of = |e: Error| of_registry(&e, Purpose::Cache);
+        self.prepared.get_or_try_init(|| self.client.prepare_cache(&name)).await.map_err(of)?;
+        self.client.write_record(&name, &record).await.map_err(of)
+    }
+
     /// The client for the cache's registry.
     pub fn client(&self) -> &Client {
         &self.client
     }
 }
 
-/// The tag of an entry: a digest over format, scope and key, each with its length in front.
-fn tag(scope: &str, key: &str) -> String {
+/// The tag of an entry or record: a digest over format, scope and key, each with its length in front.
+fn tag(format: &str, scope: &str, key: &str) -> String {
     let mut sum = Sha256::new();
-    for field in [FORMAT, scope, key] {
+    for field in [format, scope, key] {
         sum.update((field.len() as u64).to_be_bytes());
         sum.update(field.as_bytes());
     }
@@ -133,12 +177,15 @@ mod tests {
     #[test]
     fn another_scope_has_other_tags() {
         let key = "0a".repeat(32);
-        let tags = [tag("", &key), tag("team-a", &key), tag("team-b", &key), tag("team-a", &"0b".repeat(32))];
+        let of = |scope: &str, key: &str| tag(FORMAT, scope, key);
+        let record = tag(RECORD_FORMAT, "team-a", &key);
+        let other = "0b".repeat(32);
+        let tags = [of("", &key), of("team-a", &key), of("team-b", &key), of("team-a", &other), record];
         let distinct: std::collections::BTreeSet<_> = tags.iter().collect();
-        assert_eq!(distinct.len(), 4);
+        assert_eq!(distinct.len(), 5);
         assert!(tags.iter().all(|tag| is_key(tag)));
         // Every entry that was ever kept is lost when this changes.
-        assert_eq!(tag("team-a", &key), "0c3f3e2982742fa246ceba0bd6251dfae92b4d0416e3863ecd19e1f1b8a5d5ef");
+        assert_eq!(of("team-a", &key), "0c3f3e2982742fa246ceba0bd6251dfae92b4d0416e3863ecd19e1f1b8a5d5ef");
     }
 
     #[test]

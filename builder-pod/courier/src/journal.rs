@@ -146,7 +146,7 @@ mod tests {
         journal.write(Event::Planned { steps: vec![step; 100] }).expect("written");
         for _ in 0..600 {
             journal.write(Event::StepStarted { step: 1 }).expect("written");
-            journal.write(Event::StepDone { step: 1, cached: false }).expect("written");
+            journal.write(Event::StepDone { step: 1, cached: false, cache_miss: None }).expect("written");
         }
         let lines = lines.lock().expect("not poisoned");
         let parsed: Vec<Line> = lines.iter().map(|l| Line::parse(l).expect("a line")).collect();

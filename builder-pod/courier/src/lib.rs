@@ -12,6 +12,7 @@
 //! | [`journal`] | events, numbered and timed |
 //! | [`output`] | where blobs and manifests go: a registry, a layout, an archive |
 //! | [`cache`] | entries of steps, and whose they are |
+//! | [`gc`] | removing what the cache keeps beyond a limit; apart from builds |
 //! | [`manifest`] | composing and checking a manifest; pure |
 //! | [`failure`] | registry errors in the words of a build's failure; pure |
 
@@ -20,6 +21,8 @@ pub mod cache;
 mod commit;
 pub mod control;
 pub mod failure;
+pub mod gc;
+pub mod gc_command;
 pub mod given;
 mod growing;
 pub mod journal;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use kiln_contract::paths;
 use kiln_contract::report::{Outcome, Report};
 use kiln_contract::request::BuildRequest;
+use kiln_courier::gc_command::{self, GcArgs};
 use kiln_courier::{Given, Options, Place, serve};
 use kiln_registry::Credentials;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,8 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Talks to registries for a build, keeps its journal and writes its report.
 #[derive(Debug, Parser)]
-#[command(name = "kiln-courier", version)]
+#[command(name = "kiln-courier", version, args_conflicts_with_subcommands = true)]
 struct Args {
+    /// Something else than a build.
+    #[command(subcommand)]
+    other: Option<Other>,
     /// The build request.
     #[arg(long, default_value = paths::REQUEST)]
     request: PathBuf,
@@ -47,6 +51,19 @@ struct Args {
     report: PathBuf,
 }
 
+/// What the program does beside builds.
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Remove what a cache of steps keeps beyond an age or a size (the chart's CronJob).
+    CacheGc {
+        #[command(flatten)]
+        gc: GcArgs,
+        /// Directory with registry credentials, one directory per Secret.
+        #[arg(long, default_value = paths::AUTH_DIR)]
+        auth: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
     match run(Args::parse()) {
@@ -61,6 +78,14 @@ fn main() -> ExitCode {
 #[tokio::main(worker_threads = 2)]
 async fn run(args: Args) -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
+    if let Some(Other::CacheGc { gc, auth }) = args.other {
+        let credentials = Credentials::below(
+            auth,
+            paths::AUTH_FILE,
+            "the Secret that the chart's cacheGC.authSecret names",
+        );
+        return gc_command::run(&gc, credentials, Vec::new()).await;
+    }
     let bytes =
         std::fs::read(&args.request).with_context(|| format!("reading {}", args.request.display()))?;
     let request = BuildRequest::parse(&bytes).map_err(|text| anyhow!(text))?;

@@ -375,6 +375,14 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
             let how = session.keep_cached(&key, &entry, fd.map(std::fs::File::from)).await?;
             Ok(Reply::Stored { how })
         }
+        Call::RecordGet { name } => Ok(match session.cache()?.record(&name).await? {
+            Some(record) => Reply::Recorded { record },
+            None => Reply::Absent,
+        }),
+        Call::RecordPut { name, record } => {
+            session.cache()?.put_record(&name, record).await?;
+            Ok(Reply::Done)
+        }
         Call::Secret { id } => {
             let (session, pipe) = (session.clone(), needed(fd)?);
             let task = tokio::task::spawn_blocking(move || session.given.secret(&id, pipe));

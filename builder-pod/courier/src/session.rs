@@ -244,12 +244,20 @@ impl Session {
         Ok((known.name.clone(), blob.clone(), *purpose))
     }
 
+    /// The cache.
+    ///
+    /// # Errors
+    /// The request names none.
+    pub fn cache(&self) -> Result<&Cache, Failure> {
+        self.cache.as_ref().ok_or_else(|| internal("the request names no cache"))
+    }
+
     /// Looks an entry of the cache up; its layer can be read from now on.
     ///
     /// # Errors
     /// It can't be told, or what is there is no entry.
     pub async fn cached(&self, key: &str) -> Result<Option<(String, CacheEntry)>, Failure> {
-        let cache = self.cache.as_ref().ok_or_else(no_cache)?;
+        let cache = self.cache()?;
         let Some((image, entry)) = cache.get(key).await? else { return Ok(None) };
         let pinned = image.name.pinned(&image.digest);
         if let Ok(mut images) = self.images.lock() {
@@ -268,7 +276,7 @@ impl Session {
         entry: &CacheEntry,
         file: Option<std::fs::File>,
     ) -> Result<Stored, Failure> {
-        let cache = self.cache.as_ref().ok_or_else(no_cache)?;
+        let cache = self.cache()?;
         let origin = match file {
             Some(file) => Origin::File(Arc::new(file)),
             None if self.missing(std::slice::from_ref(&entry.layer)).is_empty() => {
@@ -358,10 +366,6 @@ impl Session {
         failure.step = running.first().copied();
         self.fail(failure).await
     }
-}
-
-fn no_cache() -> Failure {
-    internal("the request names no cache")
 }
 
 #[cfg(test)]

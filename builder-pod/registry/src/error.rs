@@ -141,6 +141,16 @@ pub enum Error {
         /// Where it pointed, and why not.
         detail: String,
     },
+    /// The registry does not let anything be deleted.
+    #[error(
+        "{registry} deletes nothing ({detail}); set REGISTRY_STORAGE_DELETE_ENABLED=true where it is distribution's, or use the registry's own retention instead"
+    )]
+    NoDeletes {
+        /// `host[:port]` of the registry.
+        registry: String,
+        /// The registry's words.
+        detail: String,
+    },
     /// Our own end: the file that is sent or the descriptor that is written.
     #[error("{what}")]
     Local {

@@ -25,7 +25,7 @@ mod retry;
 mod transport;
 
 pub use artifact::{Artifact, ArtifactLayer};
-pub use cache::CacheEntry;
+pub use cache::{CacheEntry, CacheRecord, CacheStep, Kept, KeptKind};
 pub use client::{Client, Mirror, Options, Proxy, Registries};
 pub use credentials::Credentials;
 pub use download::{Authorization, Download};

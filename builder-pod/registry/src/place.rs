@@ -89,6 +89,13 @@ impl Place {
         self.url("blobs/uploads/")
     }
 
+    /// The first page of tags.
+    pub(crate) fn tags(&self, count: usize) -> Url {
+        let mut url = self.url("tags/list");
+        url.query_pairs_mut().append_pair("n", &count.to_string());
+        url
+    }
+
     fn url(&self, rest: &str) -> Url {
         let mut url = self.root.clone();
         // Path and rest are of the strict grammars of `name`, so nothing in them is special in a URL.
@@ -102,6 +109,11 @@ impl Place {
 
     pub(crate) fn pull_scope(&self) -> String {
         format!("repository:{}:pull", self.path)
+    }
+
+    /// Docker's token services know `delete` as an action of its own; others give what they know of.
+    pub(crate) fn delete_scope(&self) -> String {
+        format!("repository:{}:delete,pull,push", self.path)
     }
 
     pub(crate) fn push_scope(&self) -> String {

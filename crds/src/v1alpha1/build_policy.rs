@@ -142,14 +142,33 @@ pub struct OutputPolicy {
 /// Where results of steps are kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("has(self.template) || has(self.scope)").message("at least one of template and scope must be set")
+)]
 pub struct CachePolicy {
-    /// The cache of a build without `spec.cache`: a repository without a tag, with `{namespace}` for the build's namespace,
+    /// The cache of a build without `spec.cache.repository`: a repository without a tag, with `{namespace}` for the build's namespace,
     /// at most 255 characters. `output.allowedRepositories` has to allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(
         validation = Rule::new(r"self.replace('{namespace}', 'n').matches('^((([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*)|\\[[a-fA-F0-9:]+\\])(:[0-9]{1,5})?/)?[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*)*$')").message("must be a repository without a tag: [host[:port]/]repository in lower case, like registry.example.com/{namespace}/cache")
     )]
-    pub template: String,
+    pub template: Option<String>,
+    /// Whose results a build may take, and who may take its own. `Namespace`, which holds where no policy says otherwise:
+    /// those of its own namespace. `Policy`: those of all namespaces for which the same policies say `Policy` and none says
+    /// `Namespace`, as far as they name the same repository. Who builds in one of them decides then what is in the images
+    /// of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<CacheScope>,
+}
+
+/// Whose results of steps a build may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CacheScope {
+    /// Those of its own namespace.
+    Namespace,
+    /// Those of all namespaces for which the same policies say so.
+    Policy,
 }
 
 /// Where base images may come from.

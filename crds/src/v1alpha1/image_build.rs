@@ -120,7 +120,8 @@ pub struct ImageBuildSpec {
     /// Where the image goes.
     #[serde(default)]
     pub output: Output,
-    /// Where results of steps are looked up, and kept for later builds; nowhere when absent. Does not start a new run.
+    /// Where results of steps are looked up, and kept for later builds, and what their cache mounts hold; nowhere when absent,
+    /// unless a BuildPolicy names a repository. Does not start a new run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
     /// How the steps are kept apart from the node; the cluster's default when absent.

@@ -11,11 +11,11 @@ mod source;
 mod status;
 
 pub use build_policy::{
-    BaseImagePolicy, BuildPolicy, BuildPolicySpec, CachePolicy, ConcurrencyPolicy, Entitlement,
+    BaseImagePolicy, BuildPolicy, BuildPolicySpec, CachePolicy, CacheScope, ConcurrencyPolicy, Entitlement,
     IsolationPolicy, OutputPolicy, ProxyPolicy, RegistryMirror, RegistryPolicy, ResourcePolicy,
     TimeoutPolicy,
 };
-pub use cache::Cache;
+pub use cache::{Cache, CacheMounts};
 pub use image_build::{BuildArg, ImageBuild, ImageBuildSpec, Isolation, Resources};
 pub use output::{Compression, Output};
 pub use secret::{BuildSecret, SshKey};

@@ -35,6 +35,8 @@ fn good_objects_pass() {
         ("/spec/output/image", json!("[::1]:5000/a")),
         ("/spec/contextDir", json!("a/b")),
         ("/spec/cache", json!({"repository": "registry.example.com:5000/team/cache"})),
+        ("/spec/cache", json!({"mounts": {"claimName": "caches.a-1"}})),
+        ("/spec/cache", json!({"repository": "registry.example.com/cache", "mounts": {"claimName": "c"}})),
         (
             "/spec/source",
             json!({"git": {"url": "https://git.example.com:8443/a/b.git", "ref": "release/1.0"}}),
@@ -68,6 +70,7 @@ fn bad_objects_are_refused_with_the_rule() {
         ("/spec/source", json!({}), "exactly one of"),
         ("/spec/cache", json!({"repository": "registry.example.com/cache:tag"}), "without a tag"),
         ("/spec/cache", json!({"repository": "registry.example.com/Cache"}), "in lower case"),
+        ("/spec/cache", json!({}), "expected repository, mounts or both"),
         (
             "/spec/source",
             json!({"configMap": {"name": "a"}, "inline": {"files": [{"path": "a", "content": ""}]}}),
@@ -138,6 +141,8 @@ fn good_policies_pass_and_what_contradicts_itself_is_refused() {
         json!({"output": {"template": "{namespace}/{name}"}}),
         json!({"isolation": {"allowed": ["UserNamespace"], "default": "UserNamespace"}}),
         json!({"isolation": {"default": "HostRange"}}),
+        json!({"cache": {"template": "registry.example.com/{namespace}/cache"}}),
+        json!({"cache": {"scope": "Policy"}}),
         json!({"timeout": {"maximum": "1h", "default": "1h"}}),
         json!({"proxy": {"https": "http://proxy.example.com:3128"}}),
         json!({"caBundle": "# ours\n-----BEGIN CERTIFICATE-----\n"}),
@@ -148,6 +153,8 @@ fn good_policies_pass_and_what_contradicts_itself_is_refused() {
         (json!({"output": {"template": "registry.example.com/{team}/{name}"}}), "image reference"),
         (json!({"output": {"template": "registry.example.com/A"}}), "image reference"),
         (json!({"isolation": {"allowed": ["UserNamespace"], "default": "HostRange"}}), "one of allowed"),
+        (json!({"cache": {}}), "at least one of template and scope"),
+        (json!({"cache": {"template": "registry.example.com/cache:1"}}), "without a tag"),
         (json!({"timeout": {"maximum": "1h", "default": "61m"}}), "not be longer"),
         (json!({"timeout": {"maximum": "25h"}}), "between 1s and 24h"),
         (json!({"timeout": {"default": "0s"}}), "between 1s and 24h"),
@@ -161,9 +168,12 @@ fn good_policies_pass_and_what_contradicts_itself_is_refused() {
 
 #[test]
 fn a_field_of_a_policy_that_is_not_known_is_no_field_to_pass_over() {
-    for spec in
-        [json!({"new": 1}), json!({"output": {"new": 1}}), json!({"entitlements": ["security.insecure"]})]
-    {
+    for spec in [
+        json!({"new": 1}),
+        json!({"output": {"new": 1}}),
+        json!({"cache": {"scope": "Cluster"}}),
+        json!({"entitlements": ["security.insecure"]}),
+    ] {
         let object = json!({"metadata": {"name": "a"}, "spec": spec});
         assert!(serde_json::from_value::<BuildPolicy>(object).is_err(), "{spec}");
     }

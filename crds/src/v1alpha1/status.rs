@@ -102,6 +102,11 @@ pub struct StepStatus {
     /// Exit code of the command of a failed step; 128+N for signal N.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// Why the step cache had no result of it, at most 120 bytes: which of its inputs changed since the last build, or which
+    /// step before it was missing, too. Absent where the result was taken, for steps that change no files, and without
+    /// `spec.cache`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_miss: Option<String>,
     /// The layer that it made; absent for steps that change no files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<LayerStatus>,

@@ -47,7 +47,10 @@ impl Story {
         for step in 1..=STEPS {
             let runs = matches!(step, 2 | 3);
             all.push((now, Event::StepStarted { step }));
-            all.push((if runs { share } else { now }, Event::StepDone { step, cached: false }));
+            all.push((
+                if runs { share } else { now },
+                Event::StepDone { step, cached: false, cache_miss: None },
+            ));
             if runs {
                 let digest = digest(&format!("{}/{step}", self.attempt));
                 all.push((now, Event::Layer { step, digest, size: 1 << 20 }));

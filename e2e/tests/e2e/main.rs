@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod cache;
+mod cache_mounts;
 mod contract;
 mod demo;
 mod failures;

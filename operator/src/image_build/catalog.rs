@@ -71,6 +71,7 @@ pub const STATES: &[Entry] = &[
     state(reasons::STARTING, Actor::Nobody, "The builder pod is being made or its containers are starting.", "Wait."),
     state(reasons::UNSCHEDULABLE, Actor::Platform, "No node takes the builder pod; the message has the scheduler's words.", "Give the pod a node that fits: requests, node selector, taints; the build then goes on by itself."),
     state(reasons::WAITING_FOR_SECRET, Actor::Author, "A Secret that the object names, or the key in it, is not there yet.", "Make it with the command in the message; the build then goes on by itself."),
+    state(reasons::WAITING_FOR_CLAIM, Actor::Author, "The PersistentVolumeClaim of `spec.cache.mounts` is not there yet.", "Make it; the build then goes on by itself."),
     state(reasons::FETCHING, Actor::Nobody, "The source is on its way.", "Wait."),
     state(reasons::BUILDING, Actor::Nobody, "Steps run; `status.steps` says which.", "Wait."),
     state(reasons::PUSHING, Actor::Nobody, "All steps are done and the layers are on their way.", "Wait."),

@@ -21,6 +21,8 @@ pub mod reasons {
     pub const UNSCHEDULABLE: &str = "Unschedulable";
     /// A Secret that the pod mounts is not there.
     pub const WAITING_FOR_SECRET: &str = "WaitingForSecret";
+    /// The PersistentVolumeClaim that the pod mounts is not there.
+    pub const WAITING_FOR_CLAIM: &str = "WaitingForClaim";
     /// The source is on its way.
     pub const FETCHING: &str = "Fetching";
     /// Steps run.

@@ -29,7 +29,7 @@ fn a_build_from_apply_to_ready() {
     w.journal = Some(journal(&w, [vec![plan()], both.to_vec()].concat()));
     assert!(kinds(&w.decide()).is_empty());
     assert!(w.message().contains("steps 1 and 2 of 2 run"), "{}", w.message());
-    let done = |step| Event::StepDone { step, cached: false };
+    let done = |step| Event::StepDone { step, cached: false, cache_miss: None };
     w.journal = Some(journal(
         &w,
         vec![plan(), done(1), done(2), Event::Pushing, Event::ReadyToTag { image: pushed() }],

@@ -104,7 +104,8 @@ mod tests {
         world.journal = Some(journal(&world, vec![plan(), Event::StepStarted { step: 1 }]));
         assert_eq!([waits(&mut world, 99), world.status.steps.len() as i64], [1, 2], "a step begins");
         let before = world.status.clone();
-        world.journal = Some(journal(&world, vec![plan(), Event::StepDone { step: 1, cached: false }]));
+        world.journal =
+            Some(journal(&world, vec![plan(), Event::StepDone { step: 1, cached: false, cache_miss: None }]));
         world.decide();
         let after = world.status.clone();
         assert_eq!([0, 100, 250, 100_000].map(|n| wait(&before, &after, Some(0), prompt(n))), [1, 2, 5, 15]);

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile,
-    DownwardAPIVolumeSource, EmptyDirVolumeSource, KeyToPath, ObjectFieldSelector, Pod, PodSecurityContext,
-    PodSpec, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection,
-    SecretVolumeSource, SecurityContext, Volume, VolumeMount, VolumeProjection,
+    DownwardAPIVolumeSource, EmptyDirVolumeSource, KeyToPath, ObjectFieldSelector,
+    PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, ProjectedVolumeSource,
+    ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource, SecurityContext, Volume,
+    VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -174,6 +175,9 @@ impl Blueprint<'_> {
         if self.fetches() {
             mounts.push(read_only("context", paths::CONTEXT_DIR));
         }
+        if self.build.cache_claim.is_some() {
+            mounts.push(mount("cache-mounts", paths::CACHE_MOUNTS_DIR));
+        }
         let own_users = self.desired.isolation == Isolation::UserNamespace;
         Container {
             name: paths::BUILD_CONTAINER.to_owned(),
@@ -255,6 +259,14 @@ impl Blueprint<'_> {
             ..Volume::default()
         }));
         volumes.extend(self.given().map(|(name, _, list)| given_volume(name, list)));
+        volumes.extend(self.build.cache_claim.iter().map(|claim| Volume {
+            name: "cache-mounts".to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.clone(),
+                read_only: None,
+            }),
+            ..Volume::default()
+        }));
         volumes.extend(self.source_volumes());
         volumes.extend(self.git_volumes());
         volumes

@@ -42,6 +42,32 @@ fn the_build_container_holds_nothing() {
 }
 
 #[test]
+fn a_claim_is_the_build_containers_alone() {
+    let mut desired = desired("v1:a");
+    let Buildable::Yes(build) = &mut desired.buildable else { panic!("not buildable") };
+    build.cache_claim = Some("caches".into());
+    let (pod, _) = make_for(&desired, "", &["s".into()]);
+    let spec = spec(&pod);
+    let has = |c: &Container| c.volume_mounts.iter().flatten().any(|m| m.name == "cache-mounts");
+    let with: Vec<_> =
+        spec.init_containers.iter().flatten().chain(&spec.containers).filter(|c| has(c)).collect();
+    let names: Vec<_> = with.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, [paths::BUILD_CONTAINER]);
+    let mounted = with[0].volume_mounts.iter().flatten().find(|m| m.name == "cache-mounts").expect("mounted");
+    assert_eq!((mounted.mount_path.as_str(), mounted.read_only), (paths::CACHE_MOUNTS_DIR, None));
+    let volume = spec.volumes.iter().flatten().find(|v| v.name == "cache-mounts").expect("a volume");
+    let claim = volume.persistent_volume_claim.as_ref().expect("a claim");
+    assert_eq!((claim.claim_name.as_str(), claim.read_only), ("caches", None));
+    // Nobody else may be given it, and no other one.
+    let mut made = pod.clone();
+    let courier = &mut made.spec.as_mut().expect("a spec").init_containers.as_mut().expect("containers")[0];
+    assert_eq!(courier.name, paths::COURIER_CONTAINER);
+    assert_eq!(deviation(&pod, &made), None);
+    let (without, _) = make(Isolation::UserNamespace, "", &["s".into()]);
+    assert!(deviation(&without, &pod).expect("another volume").contains("cache-mounts"));
+}
+
+#[test]
 fn host_range_never_unmasks_proc_and_shares_the_nodes_users() {
     let (pod, _) = make(Isolation::HostRange, "", &[]);
     let security = spec(&pod).containers[0].security_context.clone().expect("a security context");

@@ -106,10 +106,22 @@ pub fn start(pod: &PodView, now: Timestamp, patience: Patience, hindrance: Optio
 fn no_node(pod: &PodView, now: Timestamp, patience: i64) -> Start {
     let since = pod.created.unwrap_or(now).as_second();
     let until = since.saturating_add(patience);
-    let (reason, message) = match &pod.unschedulable {
-        Some(words) => (reasons::UNSCHEDULABLE, words.clone()),
-        None => (reasons::STARTING, format!("pod {} waits for a node", pod.name)),
+    let claim = pod.unschedulable.as_deref().and_then(missing_claim);
+    let (reason, message) = match (&pod.unschedulable, claim) {
+        (Some(_), Some(claim)) => {
+            let message = format!(
+                "PersistentVolumeClaim {claim} (spec.cache.mounts.claimName) is not in namespace {}; create it, or name another one",
+                pod.namespace
+            );
+            (reasons::WAITING_FOR_CLAIM, message)
+        }
+        (Some(words), None) => (reasons::UNSCHEDULABLE, words.clone()),
+        (None, _) => (reasons::STARTING, format!("pod {} waits for a node", pod.name)),
     };
+    if now.as_second() >= until && claim.is_some() {
+        let message = format!("{message} (for {patience} seconds)");
+        return Start::Failed(Failure::new(FailureClass::User, reason::INVALID_SPEC, message));
+    }
     if now.as_second() >= until {
         let message = format!(
             "no node was found for the builder pod within {patience} seconds: {message}; lower spec.resources.requests, or see that a node has room for them"
@@ -117,6 +129,12 @@ fn no_node(pod: &PodView, now: Timestamp, patience: i64) -> Start {
         return Start::Failed(Failure::new(FailureClass::Infrastructure, reason::UNSCHEDULABLE, message));
     }
     Start::Waiting { reason: reason.to_owned(), message, until: Timestamp::from_second(until).ok() }
+}
+
+/// The claim that is not there, in the scheduler's words.
+fn missing_claim(words: &str) -> Option<&str> {
+    let (name, rest) = words.split_once("persistentvolumeclaim \"")?.1.split_once('"')?;
+    rest.starts_with(" not found").then_some(name)
 }
 
 fn waiting(pod: &PodView, name: &str, container: &ContainerView) -> (String, String) {
@@ -167,6 +185,27 @@ mod tests {
         let later = pod(|p| p.sandbox = true);
         assert!(matches!(look(&later, 1), Start::Waiting { reason, .. } if reason == "Starting"));
         assert!(matches!(look(&later, 300), Start::Failed(f) if f.reason == reason::BUILDER_LOST));
+    }
+
+    /// The words are those of the scheduler (its plugin VolumeBinding, 1.37).
+    #[test]
+    fn a_missing_claim_is_named_while_there_is_time_and_after_it() {
+        let words = "0/1 nodes are available: persistentvolumeclaim \"caches\" not found. not found";
+        let pod = PodView {
+            namespace: "ns".into(),
+            created: Some(at(0)),
+            unschedulable: Some(words.into()),
+            ..PodView::default()
+        };
+        let Start::Waiting { reason: why, message, until } = start(&pod, at(1), PATIENCE, None) else {
+            panic!("it waits")
+        };
+        let expected = "PersistentVolumeClaim caches (spec.cache.mounts.claimName) is not in namespace ns; create it, or name another one";
+        assert_eq!((why.as_str(), message.as_str(), until), ("WaitingForClaim", expected, Some(at(3600))));
+        let Start::Failed(failure) = start(&pod, at(3600), PATIENCE, None) else { panic!("it has failed") };
+        assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::User, reason::INVALID_SPEC));
+        assert_eq!(failure.message, format!("{expected} (for 3600 seconds)"));
+        assert_eq!(missing_claim("pod has unbound immediate PersistentVolumeClaims"), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kiln_api::ImageBuildStatus;
 use kiln_api::v1alpha1::{LayerStatus, SourceStatus, StepState, StepStatus, WarningStatus, WarningsStatus};
 use kiln_contract::journal::{
-    BuildState, MAX_INSTRUCTION, MAX_STEPS, MAX_WARNING, MAX_WARNINGS, StepPhase, Warning, Warnings,
+    BuildState, MAX_CACHE_MISS, MAX_INSTRUCTION, MAX_STEPS, MAX_WARNING, MAX_WARNINGS, StepPhase, Warning,
+    Warnings,
 };
 use kiln_contract::text::{printable, truncate};
 
@@ -46,6 +47,7 @@ pub fn show(status: &mut ImageBuildStatus, journal: &BuildState) {
             started_at: time(step.started_at.as_deref()),
             finished_at: time(step.finished_at.as_deref()),
             exit_code: step.exit_code,
+            cache_miss: step.cache_miss.as_ref().map(|why| truncate(&printable(why), MAX_CACHE_MISS)),
             layer: step.layer_digest.as_ref().map(|digest| LayerStatus {
                 digest: truncate(digest, 128),
                 size: step.layer_size.and_then(|s| i64::try_from(s).ok()).unwrap_or_default(),
@@ -113,7 +115,7 @@ mod tests {
             &journal(vec![
                 plan(3),
                 Event::StepStarted { step: 1 },
-                Event::StepDone { step: 1, cached: false },
+                Event::StepDone { step: 1, cached: false, cache_miss: None },
                 Event::Layer { step: 1, digest: "sha256:1".into(), size: 5 },
                 Event::StepStarted { step: 2 },
             ]),
@@ -130,6 +132,17 @@ mod tests {
         close(&mut status, false);
         let states: Vec<_> = status.steps.iter().map(|s| s.state).collect();
         assert_eq!(states, [StepState::Done, StepState::Unknown, StepState::Skipped]);
+    }
+
+    #[test]
+    fn why_a_step_was_not_in_the_cache_is_shown_and_bounded() {
+        let done = |step, why: &str| Event::StepDone { step, cached: false, cache_miss: Some(why.into()) };
+        let mut status = ImageBuildStatus::default();
+        let long = "\u{1b}x".repeat(200);
+        show(&mut status, &journal(vec![plan(2), done(1, "the files changed"), done(2, &long)]));
+        assert_eq!(status.steps[0].cache_miss.as_deref(), Some("the files changed"));
+        let shown = status.steps[1].cache_miss.as_deref().expect("there is one");
+        assert!(shown.len() <= MAX_CACHE_MISS && !shown.contains('\u{1b}'), "{shown}");
     }
 
     #[test]

@@ -94,6 +94,7 @@ pub fn desired(digest: &str) -> Desired {
             references: vec!["r.x/a:1".into()],
             compression: kiln_contract::request::Compression::default(),
             cache: None,
+            cache_claim: None,
             registries: Default::default(),
             service_account: "default".into(),
             resources: Default::default(),

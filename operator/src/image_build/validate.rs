@@ -83,6 +83,8 @@ pub struct Build {
     pub compression: Compression,
     /// Where results of steps are kept.
     pub cache: Option<Cache>,
+    /// The PersistentVolumeClaim with the steps' cache mounts.
+    pub cache_claim: Option<String>,
     /// Mirrors and plain-HTTP registries, the output's among them where the user said so.
     pub registries: Registries,
     /// Whose `imagePullSecrets` and `secrets` to use.
@@ -214,6 +216,7 @@ fn build(
             Some(kiln_api::v1alpha1::Compression::Gzip) | None => Compression::Gzip,
         },
         cache: check::cache(spec, policy)?,
+        cache_claim: spec.cache.as_ref().and_then(|c| c.mounts.as_ref()).map(|m| m.claim_name.clone()),
         registries,
         service_account: spec.service_account_name.clone(),
         resources: resources::resources(spec.resources.as_ref(), policy)?,

@@ -94,24 +94,43 @@ fn a_good_object_becomes_a_request() {
 fn results_are_kept_for_the_namespace_alone_where_images_may_go() {
     let mut spec = spec();
     let found = files(&[("Dockerfile", "FROM scratch\n")]);
-    spec.cache = Some(v1alpha1::Cache { repository: "reg.x:5000/cache".into() });
+    spec.cache = Some(v1alpha1::Cache { repository: Some("reg.x:5000/cache".into()), mounts: None });
     let Buildable::Yes(build) = validate(&spec, &found, &config("")).buildable else {
         panic!("not buildable")
     };
     let cache = build.request("u", Isolation::UserNamespace, 1).0.cache.expect("a cache");
     assert_eq!((cache.repository.as_str(), cache.scope.as_str()), ("reg.x:5000/cache", "team-a"));
+    let shared = json!({"cache": {"scope": "Policy"}});
+    let cache = built(shared, &spec).request("u", Isolation::UserNamespace, 1).0.cache.expect("a cache");
+    assert_eq!((cache.repository.as_str(), cache.scope.as_str()), ("reg.x:5000/cache", "policy/tenants"));
     for (bad, words) in [("reg.x/cache:tag", "without a tag"), ("reg.x/Cache", "lower-case")] {
-        spec.cache = Some(v1alpha1::Cache { repository: bad.into() });
+        spec.cache = Some(v1alpha1::Cache { repository: Some(bad.into()), mounts: None });
         let failure = refused(&spec, &found, &config(""));
         assert!(
             failure.message.contains("spec.cache.repository") && failure.message.contains(words),
             "{failure}"
         );
     }
-    spec.cache = Some(v1alpha1::Cache { repository: "reg.y/cache".into() });
+    spec.cache = Some(v1alpha1::Cache { repository: Some("reg.y/cache".into()), mounts: None });
     let policy = json!({"output": {"allowedRepositories": ["reg.x:5000"]}});
     let failure = forbidden(policy, &spec);
     assert!(failure.message.contains("spec.cache.repository: BuildPolicy"), "{failure}");
+}
+
+#[test]
+fn a_claim_needs_no_repository_and_leaves_a_policys_in_force() {
+    let mut spec = spec();
+    let found = files(&[("Dockerfile", "FROM scratch\n")]);
+    let mounts = v1alpha1::CacheMounts { claim_name: "caches".into() };
+    spec.cache = Some(v1alpha1::Cache { repository: None, mounts: Some(mounts) });
+    let Buildable::Yes(build) = validate(&spec, &found, &config("")).buildable else {
+        panic!("not buildable")
+    };
+    assert_eq!((build.cache_claim.as_deref(), &build.cache), (Some("caches"), &None));
+    let mut policy = Effective::of_settings(&config(""), "team-a");
+    policy.cache = Some("reg.x:5000/all".into());
+    let cache = check::cache(&spec, &policy).expect("it is allowed").expect("the policy's");
+    assert_eq!(cache.repository, "reg.x:5000/all");
 }
 
 #[test]

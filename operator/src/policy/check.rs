@@ -106,8 +106,9 @@ pub fn output(spec: &ImageBuildSpec, name: &str, policy: &Effective) -> Result<R
 /// # Errors
 /// It is no repository, or a policy does not allow it.
 pub fn cache(spec: &ImageBuildSpec, policy: &Effective) -> Result<Option<Cache>, Failure> {
-    let (wished, what) = match (&spec.cache, &policy.cache) {
-        (Some(cache), _) => (&cache.repository, "spec.cache.repository"),
+    let named = spec.cache.as_ref().and_then(|cache| cache.repository.as_ref());
+    let (wished, what) = match (named, &policy.cache) {
+        (Some(repository), _) => (repository, "spec.cache.repository"),
         (None, Some(template)) => {
             (template, "spec.cache.repository (from spec.cache.template of a BuildPolicy)")
         }
@@ -121,7 +122,7 @@ pub fn cache(spec: &ImageBuildSpec, policy: &Effective) -> Result<Option<Cache>,
     let repository = format!("{}/{}", parsed.registry, parsed.repository);
     match policy::refusal(&policy.outputs, what, &repository, "use such a repository") {
         Some(failure) => Err(failure),
-        None => Ok(Some(Cache { repository, scope: policy.namespace.clone() })),
+        None => Ok(Some(Cache { repository, scope: policy.cache_scope.clone() })),
     }
 }
 

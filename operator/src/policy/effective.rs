@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kiln_api::duration;
-use kiln_api::v1alpha1::{BuildPolicySpec, Entitlement, Isolation, PolicyStatus, Resources};
+use kiln_api::v1alpha1::{BuildPolicySpec, CacheScope, Entitlement, Isolation, PolicyStatus, Resources};
 use kiln_contract::policy::{AllowList, Network, Proxy};
 use kiln_contract::request::{Mirror, Registries};
 use kube::core::{Selector, SelectorExt as _};
@@ -57,6 +57,8 @@ pub struct Effective {
     pub template: Option<String>,
     /// Where results of steps are kept of a build that does not say it.
     pub cache: Option<String>,
+    /// Who shares results of steps: builds of another scope never get them.
+    pub cache_scope: String,
     /// Whether plain HTTP to the output may be asked for.
     pub insecure: Insecure,
     /// Where base images may come from: each has to allow it.
@@ -116,6 +118,7 @@ impl Effective {
             outputs: Vec::new(),
             template: None,
             cache: None,
+            cache_scope: cache_scope(namespace, &those),
             insecure: Insecure::Unsaid,
             bases: Vec::new(),
             isolations: vec![isolations],
@@ -148,8 +151,10 @@ impl Effective {
         all.template = with
             .and_then(|s| s.output.as_ref()?.template.as_ref())
             .map(|template| template.replace("{namespace}", namespace));
-        let with = first(|s| s.cache.is_some());
-        all.cache = with.and_then(|s| s.cache.as_ref()).map(|c| c.template.replace("{namespace}", namespace));
+        let with = first(|s| s.cache.as_ref().is_some_and(|c| c.template.is_some()));
+        all.cache = with
+            .and_then(|s| s.cache.as_ref()?.template.as_ref())
+            .map(|template| template.replace("{namespace}", namespace));
         let proxy = first(|s| s.proxy.is_some()).and_then(|s| s.proxy.clone());
         all.network.proxy = proxy.map(|p| Proxy { http: p.http, https: p.https, no_proxy: p.no_proxy });
         for (name, spec) in &those {
@@ -262,6 +267,20 @@ fn readable(spec: &BuildPolicySpec) -> Result<(), String> {
 
 fn seconds(text: &str) -> Option<i64> {
     duration::parse(text).ok().map(|d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// The namespace, unless a policy has its namespaces share and none keeps this one apart. Only namespaces share of which the
+/// same policies say so: each of them wants all who share to be among its own. No name of a namespace has a slash.
+fn cache_scope(namespace: &str, those: &[(&str, &BuildPolicySpec)]) -> String {
+    let says = |scope| {
+        let is = move |spec: &BuildPolicySpec| spec.cache.as_ref().is_some_and(|c| c.scope == Some(scope));
+        those.iter().filter(move |(_, spec)| is(spec)).map(|(name, _)| *name)
+    };
+    let sharing: BTreeSet<&str> = says(CacheScope::Policy).collect();
+    if sharing.is_empty() || says(CacheScope::Namespace).next().is_some() {
+        return namespace.to_owned();
+    }
+    format!("policy/{}", sharing.into_iter().collect::<Vec<_>>().join(","))
 }
 
 /// What every policy allows that speaks of it; nothing where none does.

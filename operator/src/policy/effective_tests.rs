@@ -131,6 +131,41 @@ fn a_default_is_that_of_the_highest_precedence_then_of_the_first_by_name() {
 }
 
 #[test]
+fn results_are_shared_by_those_alone_of_whom_the_same_policies_say_so() {
+    let all = policies(&[
+        ("share", json!({"namespaceSelector": {"matchLabels": {"a": "y"}}, "cache": {"scope": "Policy"}})),
+        ("more", json!({"namespaceSelector": {"matchLabels": {"b": "y"}}, "cache": {"scope": "Policy"}})),
+        (
+            "apart",
+            json!({"namespaceSelector": {"matchLabels": {"c": "y"}}, "precedence": -1,
+                "cache": {"scope": "Namespace"}}),
+        ),
+        // Says where, and not whose.
+        ("where", json!({"precedence": 9, "cache": {"template": "r.x/cache"}})),
+    ]);
+    let scope = |namespace: &str, pairs: &[(&str, &str)]| {
+        let all = Effective::merge(&config(""), namespace, &labels(pairs), &all);
+        assert_eq!(all.cache.as_deref(), Some("r.x/cache"));
+        all.cache_scope
+    };
+    assert_eq!(scope("one", &[]), "one");
+    assert_eq!(scope("one", &[("a", "y")]), "policy/share");
+    assert_eq!(scope("two", &[("a", "y")]), "policy/share", "they share");
+    assert_eq!(scope("one", &[("b", "y")]), "policy/more");
+    assert_eq!(
+        scope("one", &[("a", "y"), ("b", "y")]),
+        "policy/more,share",
+        "neither with those of one alone"
+    );
+    // The strictest holds, whatever its precedence.
+    assert_eq!(scope("one", &[("a", "y"), ("c", "y")]), "one");
+    assert_eq!(scope("one", &[("a", "y"), ("b", "y"), ("c", "y")]), "one");
+    // No namespace is named like a scope of policies.
+    assert!(scope("one", &[("a", "y")]).contains('/'));
+    assert_eq!(Effective::of_settings(&config(""), "one").cache_scope, "one");
+}
+
+#[test]
 fn defaults_are_brought_below_the_limits() {
     let all =
         merged(&[("p", json!({"timeout": {"maximum": "5m"}, "isolation": {"allowed": ["HostRange"]}}))]);
@@ -192,6 +227,7 @@ fn a_policy_that_can_not_be_read_allows_nothing_and_is_named() {
         json!({"somethingNew": true}),
         json!({"output": {"somethingNew": 1}}),
         json!({"entitlements": ["device"]}),
+        json!({"cache": {"scope": "Cluster"}}),
         json!({"namespaceSelector": {"matchExpressions": [{"key": "k", "operator": "Near"}]}}),
         json!({"timeout": {"maximum": "soon"}}),
         json!({"resources": {"maximum": {"memory": "4GiB"}}}),

@@ -378,12 +378,12 @@ impl Runner {
                     self.fail(api, failure.in_step(1));
                     return;
                 }
-                self.write(now, Event::StepDone { step: 1, cached: false });
+                self.write(now, Event::StepDone { step: 1, cached: false, cache_miss: None });
                 self.write(now, Event::StepStarted { step: 2 });
                 Stage::Step1
             }
             Stage::Step1 => {
-                self.write(now, Event::StepDone { step: 2, cached: false });
+                self.write(now, Event::StepDone { step: 2, cached: false, cache_miss: None });
                 Stage::Step2
             }
             Stage::Step2 => {

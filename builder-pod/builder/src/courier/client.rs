@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_contract::cache::CacheEntry;
+use kiln_contract::cache::{BuildRecord, CacheEntry};
 use kiln_contract::call::{Call, MAX_SECRET, Reply, Stored};
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
@@ -297,6 +297,22 @@ impl Courier for Client {
     ) -> Result<Stored, CourierError> {
         let call = Call::CachePut { key: key.to_owned(), entry: entry.clone() };
         expect_stored("cachePut", self.call(&call, file, Patience::UntilStopped)?)
+    }
+
+    fn record_get(&self, name: &str) -> Result<Option<BuildRecord>, CourierError> {
+        match self.call(&Call::RecordGet { name: name.to_owned() }, None, Patience::UntilStopped)? {
+            Reply::Recorded { record } => Ok(Some(record)),
+            Reply::Absent => Ok(None),
+            other => Err(unexpected("recordGet", &other)),
+        }
+    }
+
+    fn record_put(&self, name: &str, record: &BuildRecord) -> Result<(), CourierError> {
+        let call = Call::RecordPut { name: name.to_owned(), record: record.clone() };
+        match self.call(&call, None, Patience::UntilStopped)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected("recordPut", &other)),
+        }
     }
 
     fn secret(&self, id: &str) -> Result<Option<Secret>, CourierError> {

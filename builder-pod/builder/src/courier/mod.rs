@@ -6,7 +6,7 @@ mod frame;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use kiln_contract::cache::CacheEntry;
+use kiln_contract::cache::{BuildRecord, CacheEntry};
 use kiln_contract::call::Stored;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
@@ -149,6 +149,18 @@ pub trait Courier: Send + Sync {
         entry: &CacheEntry,
         file: Option<BorrowedFd<'_>>,
     ) -> Result<Stored, CourierError>;
+
+    /// What a build of this name did last, if the cache knows.
+    ///
+    /// # Errors
+    /// It can't be told, or what is there is no record.
+    fn record_get(&self, name: &str) -> Result<Option<BuildRecord>, CourierError>;
+
+    /// Keeps what this build did in the cache.
+    ///
+    /// # Errors
+    /// The cache does not take it.
+    fn record_put(&self, name: &str, record: &BuildRecord) -> Result<(), CourierError>;
 
     /// A secret for a step; `None` when the build was given none of this name.
     ///

@@ -32,9 +32,11 @@ pub struct Options {
     pub host_base: u32,
     /// What all steps are told alike.
     pub settings: Settings,
-    /// Where caches of steps outlast the build, on the file system of the workspace; none: nowhere. It takes rights over
-    /// the files of steps (root, or root of an outer user namespace), which a pod has not.
+    /// Where caches of steps outlast the build; none: nowhere.
     pub cache_dir: Option<PathBuf>,
+    /// They are used where they are: the ids of steps have to get there by path. Otherwise they are moved, which takes the
+    /// workspace's file system and rights over the files of steps (root, or root of an outer user namespace).
+    pub caches_in_place: bool,
 }
 
 impl Default for Options {
@@ -44,6 +46,7 @@ impl Default for Options {
             host_base: idmap::HOST_RANGE_BASE,
             settings: Settings::default(),
             cache_dir: None,
+            caches_in_place: false,
         }
     }
 }
@@ -75,7 +78,8 @@ impl LocalEngine {
         let explain = |fault: Fault| probe::explain(&fault, &facts::gather(work_dir));
         let trees = make_directories(work_dir).map_err(explain)?;
         let helper = Helper::start(&options.program, &trees, map).map_err(explain)?;
-        let caches = options.cache_dir.as_deref().map(|dir| Caches::new(dir, &trees, map)).transpose()?;
+        let caches = |dir| Caches::new(dir, &trees, map, options.caches_in_place);
+        let caches = options.cache_dir.as_deref().map(caches).transpose()?;
         let mut engine = Self {
             helper,
             trees,
@@ -226,6 +230,10 @@ impl Engine for LocalEngine {
         self.helper.call(&Request::MakeTree { tree: tree.to_owned(), mode, owner }, None)
     }
 
+    fn keeps_caches(&self) -> bool {
+        self.caches.is_some()
+    }
+
     fn take_cache(&self, key: &str, tree: &str, wait: bool, stop: &Stop) -> Result<bool, EngineError> {
         view::check([&tree.to_owned()])?;
         self.caches.as_ref().map_or(Ok(false), |caches| caches.take(key, tree, wait, stop))
@@ -302,6 +310,10 @@ impl Engine for LocalEngine {
     ) -> Result<Diff, EngineError> {
         let request = Request::Diff { view: view.clone(), stubs: stubs.to_vec(), epoch };
         self.helper.call(&request, [out].into_iter().chain(index))
+    }
+
+    fn archive(&self, tree: &str, out: OwnedFd) -> Result<Diff, EngineError> {
+        self.helper.call(&Request::Archive { tree: tree.to_owned() }, Some(out))
     }
 
     fn remove(&self, trees: &[String]) -> Result<(), EngineError> {

@@ -151,6 +151,10 @@ fn perform(request: Request, payload: Vec<File>, trees: &OwnedFd) -> Reply {
             let out = needed(payload.next())?;
             value(tree::diff(upper.as_fd(), lower, &stubs, epoch, out, payload.next())?)
         }
+        Request::Archive { tree } => {
+            view::check([&tree])?;
+            value(tree::archive_tree(view::directory(&tree)?.as_fd(), needed(payload.next())?)?)
+        }
         Request::Remove { trees: names } => {
             view::check(&names)?;
             for name in &names {

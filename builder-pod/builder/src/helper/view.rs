@@ -73,30 +73,31 @@ pub fn prepare(trees: &OwnedFd, view: &View) -> Result<(), EngineError> {
         .map_err(|fault| explain(&fault))
 }
 
-/// Makes an empty tree, unless it is there.
+/// Makes an empty tree, unless it is there; where a link has its name, at the place that this leads to.
 ///
 /// # Errors
 /// Kind `User` for an owner that steps can't have, else `Space` or `Internal`.
 pub fn make(tree: &str, mode: u32, owner: Owner) -> Result<(), EngineError> {
     check([&tree.to_owned()])?;
+    // A cache that is used in place: the builder has made the link.
+    let place = rustix::fs::readlinkat(CWD, tree, Vec::new());
+    let place = place.map_or_else(|_| tree.as_bytes().to_vec(), std::ffi::CString::into_bytes);
+    let place = place.as_slice();
     // Nobody sees it before it is complete, so that one that is there is a whole one.
-    match rustix::fs::mkdir(tree, Mode::from_raw_mode(0o700)) {
+    match rustix::fs::mkdir(place, Mode::from_raw_mode(0o700)) {
         Err(Errno::EXIST) => return Ok(()),
         result => result.at(Stage::Overlay, || format!("cannot make tree {tree}")),
     }
     .map_err(|fault| explain(&fault))?;
-    let set = rustix::fs::chownat(
-        CWD,
-        tree,
-        Some(Uid::from_raw(owner.uid)),
-        Some(Gid::from_raw(owner.gid)),
-        AtFlags::empty(),
-    )
-    .and_then(|()| rustix::fs::chmodat(CWD, tree, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty()));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let set = rustix::fs::openat(CWD, place, flags, Mode::empty()).and_then(|made| {
+        rustix::fs::fchown(&made, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+        rustix::fs::fchmod(&made, Mode::from_raw_mode(mode & 0o7777))
+    });
     match set {
         Ok(()) => Ok(()),
         Err(errno) => {
-            let _ = rustix::fs::unlinkat(CWD, tree, AtFlags::REMOVEDIR);
+            let _ = rustix::fs::unlinkat(CWD, place, AtFlags::REMOVEDIR);
             let message =
                 format!("cannot give a directory to user {} and group {}: {errno}", owner.uid, owner.gid);
             let kind = if errno == Errno::INVAL { EngineErrorKind::User } else { EngineErrorKind::Internal };

@@ -64,6 +64,8 @@ pub enum Request {
     RemoveStubs { upper: String, stubs: Vec<String> },
     /// [`crate::engine::Engine::diff`]; with the place for the tar, and that for its index if it is wanted.
     Diff { view: View, stubs: Vec<String>, epoch: Option<i64> },
+    /// [`crate::engine::Engine::archive`]; with the place for the tar.
+    Archive { tree: String },
     /// [`crate::engine::Engine::remove`].
     Remove { trees: Vec<String> },
     /// Removes every tree.

@@ -101,6 +101,11 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Names it for people: its id, behind a namespace where there is one.
+    pub fn name(&self) -> &str {
+        self.id.strip_prefix('/').unwrap_or(&self.id)
+    }
+
     /// Names it from build to build.
     pub fn key(&self) -> String {
         let root = self.root.map(|(mode, uid, gid)| format!("{mode:o} {uid}:{gid}"));

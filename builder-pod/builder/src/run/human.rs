@@ -40,6 +40,7 @@ impl<W: Write + Send> Log for Human<W> {
             Entry::NotCached { why } => self.line(&format!(" ---> Not in the cache: {why}")),
             Entry::Cached => self.line(" ---> Using cache"),
             Entry::Done { id } => self.line(&format!(" ---> {id}")),
+            Entry::Note { text } => self.line(&format!(" ---> {text}")),
             Entry::Warning { text } => self.line(&format!("[Warning] {text}")),
             Entry::Built { id } => self.line(&format!("Successfully built {id}")),
             Entry::Tagged { reference } => self.line(&format!("Successfully tagged {reference}")),
@@ -83,6 +84,7 @@ mod tests {
             Entry::Failed { failure: &failure, excerpt: Some(" 2 | RUN x") },
             Entry::Built { id: "0123456789ab" },
             Entry::Tagged { reference: "host/x:1" },
+            Entry::Note { text: "n" },
             Entry::Warning { text: "w" },
         ] {
             log.entry(entry);
@@ -92,7 +94,7 @@ mod tests {
             "Step 1/2 : FROM alpine\n ---> 4f3a1b2c3d4e\nStep 2/2 : RUN echo \u{fffd}[31mhi\n ---> Running in 1a2b3c4d5e6f\n\
              one\ntwo\n ---> Step 2/2 goes on\n ---> Stopped: another step failed\nThe command '/bin/sh -c x' returned a non-zero code: 3\n\
              error: Dockerfile:2: the command failed\n 2 | RUN x\nSuccessfully built 0123456789ab\n\
-             Successfully tagged host/x:1\n[Warning] w\n"
+             Successfully tagged host/x:1\n ---> n\n[Warning] w\n"
         );
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::journal::Event;
-use kiln_contract::request::{BuildRequest, Compression, Isolation};
+use kiln_contract::request::{BuildRequest, Compression, Isolation, Source};
 use kiln_contract::{Failure, FailureClass, reason};
 use kiln_dockerfile::Dockerfile;
 use kiln_dockerfile::lint::Findings;
@@ -26,7 +26,7 @@ use crate::engine::{Engine, EngineError, Stop};
 use crate::plan::{self, ImageUse, Lint, Outline, Plan, Target};
 use crate::solve::failure::{Halt, internal, of_engine, of_plan};
 use crate::solve::log::{Entry, Log};
-use crate::solve::{Pack, Wishes, World, resolve, solve};
+use crate::solve::{Caching, Pack, Wishes, World, resolve, solve};
 use context::{Directory, LocalContexts, Place};
 use timer::Timer;
 
@@ -223,7 +223,7 @@ impl Build<'_> {
             let total = u32::try_from(outline.steps().len()).unwrap_or(u32::MAX);
             log.entry(Entry::Step { number, total, text: &step.text });
             // The failure follows, and says all of it again.
-            let _ = self.courier.event(Event::StepFailed { step: number, exit_code: None });
+            let _ = self.courier.event(Event::StepFailed { step: number, exit_code: None, cache_miss: None });
         }
         halt
     }
@@ -248,11 +248,19 @@ impl Build<'_> {
             spool: &spool,
             at_a_time: cores(),
         };
+        let request = self.request;
+        let place = match &request.source {
+            Source::Directory(directory) => directory,
+            _ => "",
+        };
+        let repository = request.output.repository().unwrap_or(place);
+        let target = request.target.as_deref().unwrap_or_default();
+        let build = [repository, &request.context_dir, &request.dockerfile, target, &request.platform];
         let wishes = Wishes {
             attempt: &self.request.attempt,
             dockerfile: &self.request.dockerfile,
             labels: &self.request.labels,
-            cache: self.request.cache.as_ref().map(|_| self.alike),
+            cache: self.request.cache.as_ref().map(|_| Caching { alike: self.alike, build: &build }),
         };
         solve(plan, wishes, world, log).map_err(Halt::Failed)
     }

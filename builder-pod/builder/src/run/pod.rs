@@ -56,7 +56,13 @@ pub fn main_in_pod() -> ExitCode {
         stop: &stop,
         alike: &alike,
         start_engine: &|work_dir, isolation| {
-            let options = Options { settings: steps.clone(), ..Options::default() };
+            let claim = Path::new(paths::CACHE_MOUNTS_DIR);
+            let options = Options {
+                settings: steps.clone(),
+                cache_dir: claim.exists().then(|| claim.to_owned()),
+                caches_in_place: true,
+                ..Options::default()
+            };
             let engine: Arc<dyn Engine> = Arc::new(LocalEngine::start(work_dir, isolation, options)?);
             Ok(engine)
         },

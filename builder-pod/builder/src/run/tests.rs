@@ -78,6 +78,11 @@ fn answer(courier: &FakeCourier, call: Call) -> Reply {
         Call::CachePut { key, entry } => {
             courier.cache_put(&key, &entry, None).map(|how| Reply::Stored { how })
         }
+        Call::RecordGet { name } => courier.record_get(&name).map(|found| match found {
+            Some(record) => Reply::Recorded { record },
+            None => Reply::Absent,
+        }),
+        Call::RecordPut { name, record } => done(courier.record_put(&name, &record)),
         Call::FindAgent { id } => {
             courier.find_agent(&id).map(|there| if there { Reply::Done } else { Reply::Absent })
         }

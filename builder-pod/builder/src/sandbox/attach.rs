@@ -134,6 +134,19 @@ fn inside(trees: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
     }
 }
 
+/// A tree by itself. A cache that is used in place is a link to it: this one link is ours, and any other on the way may be of
+/// somebody who has the volume, too.
+fn alone(tree: &str) -> rustix::io::Result<OwnedFd> {
+    let Ok(place) = rustix::fs::readlinkat(CWD, tree, Vec::new()) else { return open_directory(tree) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    loop {
+        match rustix::fs::openat2(CWD, &place, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
 /// What mounts are made from.
 struct Sources {
     /// Trees that are overlaid already: a tree that takes changes must not be in two overlays.
@@ -148,7 +161,7 @@ impl Sources {
         let stage = Stage::StepMount;
         if lowers.is_empty() {
             let tree = upper.map_or(EMPTY_TREE, String::as_str);
-            return open_directory(tree).at(stage, || format!("cannot open tree {tree}"));
+            return alone(tree).at(stage, || format!("cannot open tree {tree}"));
         }
         let known = self.overlays.iter().find(|(l, u, _)| l == lowers && u.as_ref() == upper);
         if let Some((.., root)) = known {

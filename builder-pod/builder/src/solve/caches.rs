@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use kiln_dockerfile::instruction::Sharing;
 
 use super::arrivals::TICK;
+use super::cache::mounts::Left;
 use super::failure::Halt;
 use super::shared::Shared;
 use crate::plan::Cache;
@@ -85,6 +86,16 @@ impl Caches {
             copy.made = true;
         }
         self.changed.notify_all();
+    }
+
+    /// Those that may outlast the build, with their trees, as the steps that had them left them.
+    pub fn left(&self) -> Vec<Left> {
+        let copies = self.lock();
+        let lasting = |cache: &Cache, all: &[Instance]| {
+            let copy = all.iter().find(|copy| copy.lasting && copy.made)?;
+            Some(Left { cache: cache.clone(), tree: copy.tree.clone() })
+        };
+        copies.iter().filter_map(|(cache, all)| lasting(cache, all)).collect()
     }
 
     /// A step has ended. `keep` gives a copy that nobody has any more to whoever keeps it beyond the build, and says whether

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use kiln_contract::cache::CacheEntry;
+use kiln_contract::cache::{BuildRecord, CacheEntry};
 use kiln_contract::call::Stored;
 use kiln_contract::image::ResolvedImage;
 use kiln_contract::source::Git;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::courier::{Cached, CourierError, Fetched, Growing};
-use crate::engine::{EngineErrorKind, LAYER_INDEX, Secret};
+use crate::engine::{CACHE_MOUNT, EngineErrorKind, LAYER_INDEX, Secret};
 
 pub(crate) use engine::FakeEngine;
 
@@ -58,6 +58,10 @@ pub(crate) struct FakeCourier {
     pub committed: Mutex<Option<(Value, Vec<Descriptor>)>>,
     /// The cache, by key.
     pub entries: Mutex<BTreeMap<String, CacheEntry>>,
+    /// What builds did, by name.
+    pub records: Mutex<BTreeMap<String, BuildRecord>>,
+    /// Why steps were not in the cache.
+    pub missed: Mutex<BTreeMap<u32, String>>,
     /// What is in the blobs that were put, by digest.
     pub blobs: Mutex<BTreeMap<String, String>>,
     /// Blobs may be told of while they grow.
@@ -168,7 +172,11 @@ impl Courier for FakeCourier {
         entry: &CacheEntry,
         file: Option<BorrowedFd<'_>>,
     ) -> Result<Stored, CourierError> {
-        let word = if entry.layer.media_type == LAYER_INDEX { "keep_index" } else { "cache_put" };
+        let word = match entry.layer.media_type.as_str() {
+            LAYER_INDEX => "keep_index",
+            CACHE_MOUNT => "keep_mount",
+            _ => "cache_put",
+        };
         self.note(word, if file.is_some() { "file" } else { "output" })?;
         if let Some(file) = file {
             let mut text = vec![0; usize::try_from(entry.layer.size).unwrap()];
@@ -178,6 +186,18 @@ impl Courier for FakeCourier {
         assert!(self.blobs.lock().unwrap().contains_key(&entry.layer.digest));
         self.entries.lock().unwrap().insert(key.to_owned(), entry.clone());
         Ok(Stored::Mounted)
+    }
+
+    fn record_get(&self, name: &str) -> Result<Option<BuildRecord>, CourierError> {
+        self.note("record_get", "")?;
+        Ok(self.records.lock().unwrap().get(name).cloned())
+    }
+
+    fn record_put(&self, name: &str, record: &BuildRecord) -> Result<(), CourierError> {
+        self.note("record_put", "")?;
+        assert_eq!(record.objection(), None);
+        self.records.lock().unwrap().insert(name.to_owned(), record.clone());
+        Ok(())
     }
 
     fn put_base_blob(&self, image: &str, _blob: &Descriptor) -> Result<Stored, CourierError> {
@@ -210,9 +230,13 @@ impl Courier for FakeCourier {
     fn event(&self, event: Event) -> Result<(), CourierError> {
         let text = match event {
             Event::StepStarted { step } => format!("started {step}"),
-            Event::StepDone { step, cached: false } => format!("done {step}"),
-            Event::StepDone { step, cached: true } => format!("cached {step}"),
-            Event::StepFailed { step, exit_code } => format!("failed {step} {exit_code:?}"),
+            Event::StepDone { step, cached, cache_miss } => {
+                if let Some(why) = cache_miss {
+                    self.missed.lock().unwrap().insert(step, why);
+                }
+                format!("{} {step}", if cached { "cached" } else { "done" })
+            }
+            Event::StepFailed { step, exit_code, .. } => format!("failed {step} {exit_code:?}"),
             Event::Layer { step, .. } => format!("layer {step}"),
             other => format!("{other:?}"),
         };
@@ -292,6 +316,7 @@ impl Log for FakeLog {
             Entry::Output { bytes } => String::from_utf8_lossy(bytes).trim_end().to_owned(),
             Entry::Cached => "cached".into(),
             Entry::NotCached { why } => format!("not cached: {why}"),
+            Entry::Note { text } => format!("note: {text}"),
             Entry::Warning { text } => format!("warning: {text}"),
             Entry::Done { id } => format!("---> {}", id.len()),
             Entry::CommandFailed { command, code } => format!("failed {command} {code}"),

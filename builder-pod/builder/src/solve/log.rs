@@ -45,6 +45,11 @@ pub enum Entry<'a> {
         /// 12 hex digits that name its result: a base's digest, or a sum over that and the instructions since.
         id: &'a str,
     },
+    /// Something good to know.
+    Note {
+        /// In words.
+        text: &'a str,
+    },
     /// Something that is worth knowing, without harm.
     Warning {
         /// In words.

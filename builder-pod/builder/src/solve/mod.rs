@@ -55,8 +55,9 @@ use cache::decide::{self, Work};
 use cache::facts::{Early, Seen};
 use cache::key::Keys;
 use cache::lookup::{Hits, look_up};
+use cache::miss::Misses;
 use cache::pull::Pulls;
-use cache::save;
+use cache::save::{self, Save};
 use failure::{Halt, internal};
 use lazy::Lazy;
 use log::{Entry, Log};
@@ -136,20 +137,36 @@ pub struct Wishes<'a> {
     pub dockerfile: &'a str,
     /// Labels that are added.
     pub labels: &'a BTreeMap<String, String>,
-    /// Results of steps are looked up in the cache, and kept there: what all RUN steps are told alike is part of what names
-    /// them. `None`: there is no cache.
-    pub cache: Option<&'a str>,
+    /// Results of steps are looked up in the cache, and kept there. `None`: there is no cache.
+    pub cache: Option<Caching<'a>>,
+}
+
+/// What a build with a cache is told of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Caching<'a> {
+    /// What all RUN steps are told alike: it is part of what names results.
+    pub alike: &'a str,
+    /// What is built, in any words that stay the same from build to build.
+    pub build: &'a [&'a str],
+}
+
+impl Caching<'_> {
+    /// Names the build's record.
+    fn name(&self) -> String {
+        step::digest(&[&["kiln build record 1"], self.build].concat())
+    }
 }
 
 /// What is known before the first step.
-#[derive(Debug)]
-pub(crate) struct Known {
+pub(crate) struct Known<'a> {
     /// What names the results; none without a cache.
     keys: Option<Keys>,
     /// What the cache has.
     hits: Hits,
     /// What is done.
     work: Work,
+    /// Why something is missing.
+    misses: Misses<'a>,
 }
 
 /// Runs all steps and commits the image.
@@ -189,8 +206,16 @@ pub fn solve(
         // What is for the cache is kept beside the build, and to its end after it.
         let keeping = {
             let (publisher, shared, kept) = (&publisher, &shared, &kept);
-            publish::spawn(beside, "save", move || save::keep_all(to_save, publisher, shared, kept))
+            publish::spawn(beside, "save", move || {
+                save::keep_all(to_save, publisher, shared, world.clock, kept);
+            })
         };
+        // Nothing waits for what is only told: not even the commit.
+        if let Some(caching) = wishes.cache.filter(|_| steps.misses.asks()) {
+            let (steps, shared, name) = (&steps, &shared, caching.name());
+            // Without it less is told.
+            let _ = publish::spawn(beside, "record", move || steps.misses.ask(shared, &name));
+        }
         // The threads end with the scope: on success when their work is done, on failure because `stop` is set.
         std::thread::scope(|scope| {
             let run = || -> Result<(), Halt> {
@@ -222,6 +247,9 @@ pub fn solve(
         };
         // A failure stops what is beside it.
         let committed = commit().map_err(|halt| Box::new(shared.failure(halt)));
+        if let (Ok(_), Some(caching), Some(record)) = (&committed, wishes.cache, steps.record()) {
+            publisher.save(Save::Record { name: caching.name(), record });
+        }
         publisher.all_saved();
         committed
     });
@@ -229,24 +257,35 @@ pub fn solve(
     for text in [lazy.warning(), kept.warning()].into_iter().flatten().filter(|_| committed.is_ok()) {
         log.entry(Entry::Warning { text: &text });
     }
+    if let (true, Some(mounts)) = (committed.is_ok(), &steps.mounted.saved) {
+        let left = steps.mounted.left();
+        std::thread::scope(|scope| {
+            // In a thread of its own, whose priority is its own.
+            let save = || mounts.save_all(&left, &publisher, &shared, world.clock, log);
+            // One that panics has told so itself; the image is there.
+            let _ = scope.spawn(save).join();
+        });
+    }
     committed
 }
 
 /// What names the results of steps, and what the cache has of them.
-fn find_out(
-    plan: &Plan,
+fn find_out<'a>(
+    plan: &'a Plan,
     wishes: Wishes<'_>,
     world: World<'_>,
     early: &Early,
     shared: &Shared<'_>,
     log: &mut dyn Log,
-) -> Result<Known, Halt> {
-    let Some(alike) = wishes.cache else {
-        return Ok(Known { keys: None, hits: Hits::default(), work: decide::all(plan) });
+) -> Result<Known<'a>, Halt> {
+    let Some(caching) = wishes.cache else {
+        let misses = Misses::none(plan);
+        return Ok(Known { keys: None, hits: Hits::default(), work: decide::all(plan), misses });
     };
-    let keys = Keys::new(plan, alike, &Seen { world, early });
+    let keys = Keys::new(plan, caching.alike, &Seen { world, early });
     let found = look_up(plan, &keys, shared, log)?;
-    Ok(Known { keys: found.answers.then_some(keys), hits: found.hits, work: found.work })
+    let misses = Misses::new(plan, &keys, &found);
+    Ok(Known { keys: found.answers.then_some(keys), hits: found.hits, work: found.work, misses })
 }
 
 /// The layers of the base of the final image, with the image's pinned name.

@@ -10,8 +10,10 @@ use kiln_contract::{Failure, FailureClass, reason};
 use kiln_dockerfile::instruction::Sharing;
 
 use super::MAX_SECRETS;
+use super::cache::mounts::{Left, Mounts, Saved, amount};
 use super::caches::{Caches, Held, way};
 use super::failure::{Halt, of_engine};
+use super::log::{Entry, Log as _};
 use super::secrets::Secrets;
 use super::stage::Lane;
 use super::step::Steps;
@@ -22,6 +24,8 @@ use crate::plan::{self, Cache, CopyFrom};
 #[derive(Debug, Default)]
 pub(super) struct Mounted {
     caches: Caches,
+    /// Where what they hold outlasts the build in a registry.
+    pub(super) saved: Option<Mounts>,
     /// The tree with each path of each context; no name: of the build's own.
     context: Mutex<BTreeMap<(Option<String>, String), String>>,
     pub(super) secrets: Secrets,
@@ -67,6 +71,15 @@ impl Prepared {
 }
 
 impl Mounted {
+    pub fn new(saved: Option<Mounts>) -> Self {
+        Self { saved, ..Self::default() }
+    }
+
+    /// Caches that may outlast the build.
+    pub fn left(&self) -> Vec<Left> {
+        self.caches.left().into_iter().filter(|left| left.cache.from.is_none()).collect()
+    }
+
     fn tree(&self, kind: char) -> String {
         format!("{kind}{}", self.trees.fetch_add(1, Ordering::Relaxed) + 1)
     }
@@ -136,12 +149,13 @@ impl Steps<'_> {
                 let taken = engine.take_cache(&cache.key(), &held.tree, wait, self.shared.stop);
                 taken.map_err(|e| of_engine(&e, None))
             };
-            let found = match (held.lasting && cache.from.is_none(), sharing) {
+            let lasting = held.lasting && cache.from.is_none();
+            let found = match (lasting, sharing) {
                 (false, _) => false,
                 (true, Sharing::Locked) => self.pause(lane, || take(true))?,
                 (true, _) => take(false)?,
             };
-            if !found {
+            if !(found || lasting && self.restore_cache(cache, &held.tree, lane)?) {
                 let (mode, uid, gid) = cache.root.unwrap_or((0o755, 0, 0));
                 let made = engine.make_tree(&held.tree, mode, Owner { uid, gid });
                 made.map_err(|e| of_engine(&e, None))?;
@@ -149,6 +163,25 @@ impl Steps<'_> {
         }
         caches.made(&held);
         Ok(())
+    }
+
+    /// Makes what an earlier build has saved of a cache the new tree `tree`; `false`, and no tree, where there is nothing.
+    fn restore_cache(&self, cache: &Cache, tree: &str, lane: &mut Lane<'_, '_>) -> Result<bool, Halt> {
+        let Some(mounts) = &self.mounted.saved else { return Ok(false) };
+        let id = cache.name();
+        Ok(match self.pause(lane, || mounts.restore(self.shared, cache, tree))? {
+            Saved::Nothing => false,
+            Saved::Taken(size) => {
+                let text = format!("Cache mount {id}: {} from the cache", amount(size));
+                lane.log.entry(Entry::Note { text: &text });
+                true
+            }
+            Saved::Unusable(why) => {
+                let text = format!("the cache mount {id} begins empty: {why}");
+                lane.log.entry(Entry::Warning { text: &text });
+                false
+            }
+        })
     }
 
     /// Gives back the caches that outlast the build; the others stay for the next steps.

@@ -47,6 +47,7 @@ enum Held {
     NotCached { why: String },
     Cached,
     Done { id: String },
+    Note { text: String },
     Warning { text: String },
     CommandFailed { command: String, code: i32 },
 }
@@ -61,6 +62,7 @@ impl Held {
             Entry::NotCached { why } => Self::NotCached { why: why.to_owned() },
             Entry::Cached => Self::Cached,
             Entry::Done { id } => Self::Done { id: id.to_owned() },
+            Entry::Note { text } => Self::Note { text: text.to_owned() },
             Entry::Warning { text } => Self::Warning { text: text.to_owned() },
             Entry::CommandFailed { command, code } => {
                 Self::CommandFailed { command: command.to_owned(), code }
@@ -81,6 +83,7 @@ impl Held {
             Self::NotCached { why } => Entry::NotCached { why },
             Self::Cached => Entry::Cached,
             Self::Done { id } => Entry::Done { id },
+            Self::Note { text } => Entry::Note { text },
             Self::Warning { text } => Entry::Warning { text },
             Self::CommandFailed { command, code } => Entry::CommandFailed { command, code: *code },
         }
@@ -89,7 +92,7 @@ impl Held {
     fn bytes(&self) -> usize {
         OVERHEAD
             + match self {
-                Self::Step { text, .. } | Self::Warning { text } => text.len(),
+                Self::Step { text, .. } | Self::Note { text } | Self::Warning { text } => text.len(),
                 Self::Output { bytes } => bytes.len(),
                 Self::CommandFailed { command, .. } => command.len(),
                 Self::Running { .. } | Self::NotCached { .. } | Self::Cached | Self::Done { .. } => 0,

@@ -161,17 +161,22 @@ impl Steps<'_> {
         let failure = match work(lane) {
             Ok(cached) => {
                 self.ended().entry(number).or_insert_with(|| (self.world.clock)());
-                return Ok(self.shared.courier.event(Event::StepDone { step: number, cached })?);
+                let cache_miss = self.cache_miss(number);
+                return Ok(self.shared.courier.event(Event::StepDone {
+                    step: number,
+                    cached,
+                    cache_miss,
+                })?);
             }
             Err(Halt::Stopped) => None,
             Err(Halt::Failed(failure)) => Some(failure.at(self.wishes.dockerfile, step.line).in_step(number)),
         };
         let ends = failure.is_some_and(|failure| {
-            let exit_code = failure.exit_code;
+            let (exit_code, cache_miss) = (failure.exit_code, self.cache_miss(number));
             self.shared.fail(&failure, || {
                 lane.log.fail();
                 // The failure itself follows, and says all of it again: a courier that is lost is noticed there.
-                let _ = self.shared.courier.event(Event::StepFailed { step: number, exit_code });
+                let _ = self.shared.courier.event(Event::StepFailed { step: number, exit_code, cache_miss });
             })
         });
         if !ends {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use kiln_contract::cache::BuildRecord;
 use kiln_contract::journal::Event;
 use sha2::{Digest, Sha256};
 
@@ -11,6 +12,8 @@ use super::cache::At;
 use super::cache::decide::{self, Work};
 use super::cache::key::Keys;
 use super::cache::lookup::Hits;
+use super::cache::miss::{self, Misses};
+use super::cache::mounts::Mounts;
 use super::cache::pull::{self, Pulls};
 use super::cache::save::{Label, Save};
 use super::failure::{Halt, of_engine};
@@ -41,6 +44,7 @@ pub(super) struct Steps<'a> {
     pub(super) plain: Mutex<BTreeSet<String>>,
     publisher: &'a Publisher<'a>,
     keys: Option<Keys>,
+    pub(super) misses: Misses<'a>,
     found: Mutex<Found>,
     pub(super) stages: Stages,
     pub(super) mounted: Mounted,
@@ -86,8 +90,18 @@ pub(super) enum Task {
 }
 
 impl<'a> Steps<'a> {
-    pub fn new(plan: &'a Plan, wishes: Wishes<'a>, world: World<'a>, tools: Tools<'a>, known: Known) -> Self {
+    pub fn new(
+        plan: &'a Plan,
+        wishes: Wishes<'a>,
+        world: World<'a>,
+        tools: Tools<'a>,
+        known: Known<'a>,
+    ) -> Self {
         let Tools { shared, bases, early, pulls, lazy, publisher } = tools;
+        // A directory that outlasts builds goes before a registry.
+        let by_registry = known.keys.is_some() && !world.engine.keeps_caches();
+        let platform = plan.stages.last().map(|stage| stage.image.platform()).unwrap_or_default();
+        let saved = by_registry.then(|| Mounts::new(platform));
         Self {
             plan,
             wishes,
@@ -100,9 +114,10 @@ impl<'a> Steps<'a> {
             plain: Mutex::default(),
             publisher,
             keys: known.keys,
+            misses: known.misses,
             found: Mutex::new(Found { hits: known.hits, work: known.work }),
             stages: Stages::new(plan.stages.len(), world.at_a_time),
-            mounted: Mounted::default(),
+            mounted: Mounted::new(saved),
             ended: Mutex::default(),
             running: Mutex::default(),
             uppers: Mutex::default(),
@@ -164,6 +179,7 @@ impl<'a> Steps<'a> {
                     Err(problem) => {
                         let text = format!("the cached result of step {} is not usable: {problem}", op.step);
                         lane.log.entry(Entry::Warning { text: &text });
+                        self.misses.lost(at);
                         self.do_without(at, lane)?;
                     }
                 }
@@ -172,14 +188,25 @@ impl<'a> Steps<'a> {
             Task::Make => {}
         }
         if self.keys.is_some() {
-            let why = {
-                let found = self.found();
-                decide::why_not(plan, &|at| found.hits.contains_key(&at), at)
-            };
-            lane.log.entry(Entry::NotCached { why });
+            lane.log.entry(Entry::NotCached { why: &self.misses.why(at) });
         }
         self.make(at, op, left, lane)?;
         Ok(false)
+    }
+
+    /// Why the cache had no result of a step; `None` where it had one, and for a step that makes none.
+    pub(super) fn cache_miss(&self, number: u32) -> Option<String> {
+        self.wishes.cache?;
+        let made = {
+            let run = &self.found().work.run;
+            run.iter().copied().find(|(stage, op)| self.plan.stages[*stage].ops[*op].step == number)
+        };
+        Some(self.misses.now(made?))
+    }
+
+    /// What was done, for the next build; `None` without a cache.
+    pub fn record(&self) -> Option<BuildRecord> {
+        Some(miss::record(self.plan, self.keys.as_ref()?, (self.world.clock)()))
     }
 
     /// An entry turned out to be none: gives the stages that have to be gone through now, in order.

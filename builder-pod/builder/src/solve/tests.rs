@@ -14,11 +14,11 @@ use crate::engine::EngineErrorKind;
 use crate::plan::{Lint, Outline, Target};
 
 #[derive(Default)]
-struct Rig {
+pub(super) struct Rig {
     engine: FakeEngine,
-    courier: FakeCourier,
+    pub courier: FakeCourier,
     stop: Stop,
-    log: FakeLog,
+    pub log: FakeLog,
     args: BTreeMap<String, String>,
     cache: bool,
     /// 0 as well is one stage at a time.
@@ -52,7 +52,20 @@ fn plan_by(text: &str, args: &BTreeMap<String, String>, courier: &FakeCourier) -
 }
 
 impl Rig {
-    fn build(&mut self, text: &str) -> Result<Committed, Failure> {
+    /// For a build with a cache.
+    pub fn with_cache() -> Self {
+        Self { cache: true, ..Self::default() }
+    }
+
+    /// For a build on what an earlier one left in the cache.
+    pub fn again(self) -> Self {
+        self.engine.notes.clear();
+        self.courier.notes.clear();
+        self.courier.missed.lock().unwrap().clear();
+        Self { courier: self.courier, args: self.args, ..Self::with_cache() }
+    }
+
+    pub fn build(&mut self, text: &str) -> Result<Committed, Failure> {
         let plan = plan_by(text, &self.args, &self.courier).map_err(|halt| halt.into_failure(&self.stop))?;
         let dir = tempfile::tempdir().unwrap();
         let ticks = AtomicU32::new(0);
@@ -72,7 +85,7 @@ impl Rig {
             attempt: "u-1-1",
             dockerfile: "Dockerfile",
             labels: &labels,
-            cache: self.cache.then_some(""),
+            cache: self.cache.then_some(Caching { alike: "", build: &["app"] }),
         };
         let done = solve(&plan, wishes, world, &mut self.log).map_err(|failure| *failure);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left in the spool");
@@ -376,3 +389,5 @@ mod cache;
 mod mounts;
 #[path = "parallel_tests.rs"]
 mod parallel;
+#[path = "saved_tests.rs"]
+mod saved;

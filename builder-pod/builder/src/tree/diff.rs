@@ -42,6 +42,7 @@ pub fn diff(
         index: index.map(IndexWriter::new),
         stubs: stubs.iter().map(|path| at::clean(path.as_bytes())).collect(),
         epoch,
+        exact: false,
         links: HashMap::new(),
         parents: Vec::new(),
         seen: 0,
@@ -54,12 +55,39 @@ pub fn diff(
     Ok(Diff { entries, bytes })
 }
 
+/// Writes all of `tree` as it is, its root's attributes first, as an uncompressed tar into `out`: no layer, so that times
+/// keep their fractions, and a name that looks like a whiteout is one like others. Sockets and devices are left out.
+///
+/// # Errors
+/// As [`diff`].
+pub fn archive_tree(tree: BorrowedFd<'_>, out: File) -> Result<Diff, TreeError> {
+    let failed = |e| TreeError::io("opening", "/", e);
+    let root = at::open_dir(tree, b"").map_err(failed)?;
+    let stat = rustix::fs::fstat(&root).map_err(failed)?;
+    let mut differ = Differ {
+        tar: TarWriter::new(BufWriter::with_capacity(256 << 10, out)),
+        index: None,
+        stubs: BTreeSet::new(),
+        epoch: None,
+        exact: true,
+        links: HashMap::new(),
+        parents: Vec::new(),
+        seen: 0,
+    };
+    differ.entry(b".", &Meta::of(&stat), Body::Directory)?;
+    differ.walk(root, None)?;
+    let (entries, bytes) = differ.tar.finish()?;
+    Ok(Diff { entries, bytes })
+}
+
 struct Differ {
     tar: TarWriter<BufWriter<File>>,
     /// The layer's index is written beside it.
     index: Option<IndexWriter>,
     stubs: BTreeSet<Vec<u8>>,
     epoch: Option<i64>,
+    /// Times keep their fractions.
+    exact: bool,
     /// Files with several names: device and inode -> the path that has the content.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Directories that we are in and that are not written yet.
@@ -272,6 +300,9 @@ impl Differ {
 
     fn meta(&self, stat: &Stat) -> Meta {
         let mut meta = Meta::of(stat);
+        if self.exact {
+            return meta;
+        }
         meta.mtime.1 = 0;
         if let Some(epoch) = self.epoch {
             meta.mtime.0 = meta.mtime.0.min(epoch);

@@ -43,7 +43,7 @@ pub use copy::{
     copy_stream, copy_tree, digest_context, make_directory, unpack_plain, write_context, write_file,
     write_inline,
 };
-pub use diff::diff;
+pub use diff::{archive_tree, diff};
 pub use error::TreeError;
 pub use index::index;
 pub use settle::settle;

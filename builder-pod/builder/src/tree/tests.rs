@@ -16,6 +16,7 @@ mod bounds;
 mod copying;
 mod diffing;
 mod indexing;
+mod keeping;
 mod round_trip;
 mod unpacking;
 mod users;

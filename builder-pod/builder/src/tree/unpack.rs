@@ -12,8 +12,8 @@ use super::at::{self, Meta};
 use super::decompress;
 use super::index::IndexWriter;
 use super::place::{MAX_HELD, Placer, Rules, remove_below};
-use super::tar_read::{TarEntry, TarReader};
-use crate::engine::{LAYER_INDEX, Owner, Unpacked};
+use super::tar_read::{Kind, TarEntry, TarReader};
+use crate::engine::{CACHE_MOUNT, LAYER_INDEX, Owner, Unpacked};
 
 /// Marks a directory as hiding what is below it, in a mount with `userxattr` (overlayfs.rst).
 pub(super) const OPAQUE: &str = "user.overlay.opaque";
@@ -23,6 +23,8 @@ const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
 
 /// Unpacks a compressed layer, or an index of one, into the empty directory `dest`; its own index goes to `index`.
+///
+/// What a cache mount holds is unpacked as well; it is no layer: no name is a whiteout, and its root has attributes.
 ///
 /// Device nodes are left out: they can't be made in a user namespace. `trusted.*`, `user.overlay.*` and all extended
 /// attributes but `security.capability` and `user.*` are dropped.
@@ -36,16 +38,22 @@ pub fn unpack(
     index: Option<File>,
 ) -> Result<Unpacked, TreeError> {
     let placeholders = media_type == LAYER_INDEX;
-    if !placeholders {
+    let exact = media_type == CACHE_MOUNT;
+    if !placeholders && !exact {
         decompress::check_media_type(media_type)?;
     }
     let mut index = index.map(IndexWriter::new);
     let mut tar = TarReader::new(decompress::layer_tar(blob)?);
-    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeMap::new(), held: 0, placeholders };
+    let mut layer = Layer { links: BTreeMap::new(), implied: BTreeMap::new(), held: 0, placeholders, exact };
     let mut placer = Placer::new(dest);
+    let mut root = None;
     while let Some(entry) = tar.next()? {
         let path = at::clean(&entry.path);
-        if aufs(&path) {
+        if exact && path.is_empty() && entry.kind == Kind::Directory {
+            root = Some(meta(&entry, mapped(entry.uid, entry.gid)?));
+            continue;
+        }
+        if !exact && aufs(&path) {
             continue;
         }
         if let Some(index) = &mut index {
@@ -54,6 +62,10 @@ pub fn unpack(
         layer.entry(&mut placer, &path, &entry, &mut tar).map_err(TreeError::of_image)?;
     }
     placer.finish().map_err(TreeError::of_image)?;
+    if let Some(root) = root {
+        let dressed = at::open_dir(dest, b"").and_then(|dir| at::dress(&dir, &root));
+        dressed.map_err(|e| TreeError::io("setting the attributes of", "/", e).of_image())?;
+    }
     if let Some(mut index) = index {
         index.keep(dest)?;
         index.finish()?;
@@ -88,6 +100,8 @@ struct Layer {
     held: usize,
     /// It is an index: empty files stand for others.
     placeholders: bool,
+    /// It is all of a tree, and no layer.
+    exact: bool,
 }
 
 impl Layer {
@@ -99,6 +113,9 @@ impl Layer {
         tar: &mut TarReader<impl std::io::Read>,
     ) -> Result<(), TreeError> {
         let (parent, name) = at::split(path);
+        if self.exact {
+            return placer.put(path, entry, tar, self);
+        }
         if name == OPAQUE_WHITEOUT {
             let dir = placer.directory(parent, self)?;
             return mark_opaque(dir, parent);
@@ -136,6 +153,10 @@ impl Rules for Layer {
     }
 
     fn link_nowhere(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
+        if self.exact {
+            let path = String::from_utf8_lossy(path);
+            return Err(TreeError::image(format!("{path:?} links to a file that is not in the archive")));
+        }
         self.held += path.len() + target.len();
         if self.held > MAX_HELD {
             return Err(TreeError::image(format!(

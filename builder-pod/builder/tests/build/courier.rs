@@ -76,7 +76,10 @@ impl Courier {
                 Reply::Done
             }
             Call::Fetch { .. } | Call::FetchGit { .. } => bail!("this courier downloads nothing"),
-            Call::CacheGet { .. } | Call::CachePut { .. } => bail!("this courier has no cache"),
+            Call::CacheGet { .. }
+            | Call::CachePut { .. }
+            | Call::RecordGet { .. }
+            | Call::RecordPut { .. } => bail!("this courier has no cache"),
             Call::Watch | Call::ResolveArtifact { .. } => bail!("the builder never asks this"),
             Call::PutBlob { blob } => {
                 let file = File::from(fd.context("no descriptor")?);

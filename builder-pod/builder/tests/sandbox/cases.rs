@@ -44,7 +44,10 @@ const CASES: &[Case] = &[
 
 /// Runs the cases whose names hold `filter`.
 pub fn run(name: &str, work_dir: &Path, isolation: Isolation, filter: Option<&str>) -> ExitCode {
-    let engine = match LocalEngine::start(work_dir, isolation, Options::default()) {
+    // As a pod has a claim.
+    let options =
+        Options { cache_dir: Some(work_dir.join("caches")), caches_in_place: true, ..Options::default() };
+    let engine = match LocalEngine::start(work_dir, isolation, options) {
         Ok(engine) => engine,
         Err(error) => {
             println!("{name}: the engine does not start: {error}");

@@ -1,6 +1,8 @@
 //! What `RUN --mount` puts over a step's root.
 
-use kiln_builder::engine::{Engine as _, EngineErrorKind, Mount, MountSource, Owner, Secret, Step, View};
+use kiln_builder::engine::{
+    Engine as _, EngineErrorKind, Mount, MountSource, Owner, Secret, Step, Stop, View,
+};
 
 use crate::cases::{Case, World};
 use crate::image;
@@ -9,6 +11,7 @@ pub const CASES: &[Case] = &[
     ("mounted_trees_are_read_only", mounted_trees_are_read_only),
     ("changes_to_a_mount_are_apart", changes_to_a_mount_are_apart),
     ("mounted_caches_last", mounted_caches_last),
+    ("caches_are_used_in_place", caches_are_used_in_place),
     ("mounted_memory_is_empty", mounted_memory_is_empty),
     ("mounted_files_have_owner_and_mode", mounted_files_have_owner_and_mode),
     ("mounts_are_nested", mounts_are_nested),
@@ -110,6 +113,39 @@ fn mounted_caches_last(world: &World) {
     let error = world.engine.make_tree("cache-3", 0o755, Owner { uid: 70_000, gid: 0 }).unwrap_err();
     assert_eq!(error.kind, EngineErrorKind::User, "{error}");
     world.engine.remove(&["cache-1".into(), "cache-2".into()]).unwrap();
+}
+
+fn caches_are_used_in_place(world: &World) {
+    let stop = Stop::default();
+    let cached = |tree: &str, script: &str| {
+        with(world.shell(script), vec![at("/c", false, trees(&[], Some(tree), "/"))])
+    };
+    let engine = &world.engine;
+    assert!(engine.keeps_caches());
+    assert!(!engine.take_cache("a", "place-1", false, &stop).unwrap());
+    engine.make_tree("place-1", 0o1751, Owner { uid: 1001, gid: 1002 }).unwrap();
+    let script = "stat -c '%a %u %g' /c; echo 1 > /c/f; chown 7:8 /c/f; ln -s /bin /c/out; ls /c/..";
+    let said = world.says(&cached("place-1", script));
+    assert!(said.starts_with("1751 1001 1002\n") && !said.contains(".lock"), "{said}");
+    let place = std::fs::read_link(world.trees.join("place-1")).unwrap();
+    assert!(engine.keep_cache("a", "place-1").unwrap());
+    assert!(world.trees.join("place-1").symlink_metadata().is_err());
+    // Under another name, as in another pod.
+    assert!(engine.take_cache("a", "place-2", false, &stop).unwrap());
+    assert_eq!(
+        world.says(&cached("place-2", "cat /c/f; stat -c '%u %g' /c/f; stat -c %a /c")),
+        "1\n7 8\n1751\n"
+    );
+    assert!(engine.keep_cache("a", "place-2").unwrap());
+    // Who has the volume as well puts a link where a cache should be.
+    let away = place.with_extension("away");
+    std::fs::rename(&place, &away).unwrap();
+    std::os::unix::fs::symlink("/", &place).unwrap();
+    assert!(engine.take_cache("a", "place-3", false, &stop).unwrap());
+    let error = world.run(&cached("place-3", "ls /c")).unwrap_err();
+    assert!(error.message.contains("cannot open tree place-3"), "{error}");
+    assert!(engine.keep_cache("a", "place-3").unwrap());
+    std::fs::remove_file(&place).unwrap();
 }
 
 fn mounted_memory_is_empty(world: &World) {

@@ -155,30 +155,6 @@ fn first(noted: &mut BTreeMap<usize, Need>, stage: usize, need: Need) -> bool {
     more
 }
 
-/// Why the cache has no result of an operation, in a few words.
-pub(in crate::solve) fn why_not(plan: &Plan, has: &dyn Fn(At) -> bool, (stage, op): At) -> &'static str {
-    let action = &plan.stages[stage].ops[op].action;
-    let stands = !matches!(action, Action::Copy { link: true, .. });
-    let mut before = (0..op).map(|op| (stage, op)).collect::<Vec<_>>();
-    let mut base = plan.stages[stage].base;
-    while let Base::Stage(parent) = base {
-        before.extend((0..plan.stages[parent].ops.len()).map(|op| (parent, op)));
-        base = plan.stages[parent].base;
-    }
-    if stands && before.into_iter().any(|at| !has(at)) {
-        return "a step before it was not in the cache";
-    }
-    let from = action.sources();
-    let source = |from: &CopyFrom| match from {
-        CopyFrom::Stage(source) => (0..plan.stages[*source].ops.len()).any(|op| !has((*source, op))),
-        _ => false,
-    };
-    if from.iter().any(source) {
-        return "a stage that it reads was not in the cache";
-    }
-    "the instruction, its variables or the files that it reads changed, or it was not built before"
-}
-
 #[cfg(test)]
 #[path = "decide_tests.rs"]
 mod tests;

@@ -92,14 +92,3 @@ fn a_linked_copy_needs_nothing_of_what_is_below() {
     let done = work("FROM alpine\nRUN one\nCOPY a /a\n", &[(0, 1)]);
     assert_eq!((done.look, done.look_images), (set(&[(0, 0)]), set(&[0])));
 }
-
-#[test]
-fn a_miss_says_what_it_follows_from() {
-    let planned = plan(STAGES);
-    let why = |missing: &[At], at| why_not(&planned, &|at| !missing.contains(&at), at);
-    assert!(why(&[(0, 0)], (0, 0)).starts_with("the instruction"));
-    assert!(why(&[(0, 0), (0, 1)], (0, 1)).starts_with("a step before it"));
-    assert!(why(&[(0, 1), (2, 1)], (2, 1)).starts_with("a stage that it reads"));
-    let linked = plan("FROM alpine\nRUN one\nCOPY --link a /a\n");
-    assert!(why_not(&linked, &|_| false, (0, 1)).starts_with("the instruction"));
-}

@@ -6,6 +6,7 @@
 use kiln_contract::source::Git;
 use sha2::{Digest, Sha256};
 
+use super::inputs::{Inputs, inputs};
 use crate::chmod::Chmod;
 use crate::engine::{InlineFile, Selection};
 use crate::plan::{Action, Base, CopyFrom, Item, Mount, Op, Plan};
@@ -32,6 +33,7 @@ pub(in crate::solve) trait Facts {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::solve) struct Keys {
     ops: Vec<Vec<Option<String>>>,
+    inputs: Vec<Vec<Option<Inputs>>>,
 }
 
 impl Keys {
@@ -49,10 +51,11 @@ impl Keys {
                 }
                 Base::Stage(parent) => ends.get(parent).cloned().flatten(),
             };
-            let mut ops = Vec::new();
+            let (mut ops, mut groups) = (Vec::new(), Vec::new());
             for op in &stage.ops {
                 let view = View { plan, ends: &ends, alike, facts };
                 let key = state.as_deref().and_then(|state| view.op(state, op));
+                groups.push(state.as_deref().and_then(|state| inputs(&view, state, op)));
                 state = match (&state, &key) {
                     (Some(state), Some(key)) => Some(Sum::new("state").field(state).field(key).end()),
                     _ => None,
@@ -61,6 +64,7 @@ impl Keys {
             }
             ends.push(state);
             keys.ops.push(ops);
+            keys.inputs.push(groups);
         }
         keys
     }
@@ -69,28 +73,34 @@ impl Keys {
     pub fn of(&self, (stage, op): super::At) -> Option<&str> {
         self.ops.get(stage)?.get(op)?.as_deref()
     }
+
+    /// What an operation depends on, by group.
+    pub fn inputs(&self, (stage, op): super::At) -> Option<&Inputs> {
+        self.inputs.get(stage)?.get(op)?.as_ref()
+    }
 }
 
 /// What an operation's key is made from.
-struct View<'a> {
+pub(super) struct View<'a> {
     plan: &'a Plan,
     /// What each stage before ends with.
     ends: &'a [Option<String>],
-    alike: &'a str,
+    pub(super) alike: &'a str,
     facts: &'a dyn Facts,
 }
 
 impl View<'_> {
+    pub(super) fn epoch(&self) -> Option<String> {
+        self.plan.epoch.map(|seconds| seconds.to_string())
+    }
+
     /// `state` names what the operation stands on.
     fn op(&self, state: &str, op: &Op) -> Option<String> {
-        let epoch = self.plan.epoch.map(|seconds| seconds.to_string());
+        let epoch = self.epoch();
         let sum = |kind: &str| Sum::new(kind).field(FORMAT).option(epoch.as_deref());
         Some(match &op.action {
             Action::Run { argv, script, env, proxies, cwd, user, network, mounts } => {
-                let counts = |pair: &&String| {
-                    let name = pair.split_once('=').map_or(pair.as_str(), |(name, _)| name);
-                    !proxies.iter().any(|proxy| proxy == name)
-                };
+                let counts = |pair: &&String| counts(pair, proxies);
                 let mut sum = sum("run").field(state).list(argv).option_file(script.as_ref());
                 sum = sum.list(env.iter().filter(counts)).field(cwd).field(user).flag(*network);
                 sum = sum.field(self.alike).number(mounts.len() as u64);
@@ -116,7 +126,7 @@ impl View<'_> {
         })
     }
 
-    fn item(&self, sum: Sum, from: CopyFrom, item: &Item, unpack: Option<bool>) -> Option<Sum> {
+    pub(super) fn item(&self, sum: Sum, from: CopyFrom, item: &Item, unpack: Option<bool>) -> Option<Sum> {
         Some(match item {
             Item::Files(what) => {
                 let sum = sum.field("files").flag(unpack.unwrap_or(true));
@@ -171,7 +181,7 @@ impl View<'_> {
 
     /// Of a secret or agent what the step can see of it beside what is in it; of a cache not which one it is, and nothing
     /// of what it holds.
-    fn mount(&self, sum: Sum, mount: &Mount) -> Option<Sum> {
+    pub(super) fn mount(&self, sum: Sum, mount: &Mount) -> Option<Sum> {
         let files = |sum: Sum, from: Option<CopyFrom>, path: &str| -> Option<Sum> {
             Some(match from {
                 None => sum.field("scratch"),
@@ -206,57 +216,63 @@ impl View<'_> {
     }
 }
 
-fn chmod(mode: &Chmod) -> String {
+/// Whether a variable counts: proxies that the Dockerfile does not speak of do not.
+pub(super) fn counts(pair: &str, proxies: &[String]) -> bool {
+    let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+    !proxies.iter().any(|proxy| proxy == name)
+}
+
+pub(super) fn chmod(mode: &Chmod) -> String {
     serde_json::to_string(mode).unwrap_or_default()
 }
 
 /// A digest over fields.
-struct Sum(Sha256);
+pub(super) struct Sum(Sha256);
 
 impl Sum {
-    fn new(kind: &str) -> Self {
+    pub(super) fn new(kind: &str) -> Self {
         Self(Sha256::new()).field(kind)
     }
 
-    fn field(mut self, text: &str) -> Self {
+    pub(super) fn field(mut self, text: &str) -> Self {
         self.0.update((text.len() as u64).to_be_bytes());
         self.0.update(text.as_bytes());
         self
     }
 
-    fn number(mut self, number: u64) -> Self {
+    pub(super) fn number(mut self, number: u64) -> Self {
         self.0.update(number.to_be_bytes());
         self
     }
 
-    fn flag(self, flag: bool) -> Self {
+    pub(super) fn flag(self, flag: bool) -> Self {
         self.number(flag.into())
     }
 
-    fn option(self, text: Option<&str>) -> Self {
+    pub(super) fn option(self, text: Option<&str>) -> Self {
         match text {
             None => self.flag(false),
             Some(text) => self.flag(true).field(text),
         }
     }
 
-    fn list<'s>(self, items: impl IntoIterator<Item = &'s String>) -> Self {
+    pub(super) fn list<'s>(self, items: impl IntoIterator<Item = &'s String>) -> Self {
         let items: Vec<_> = items.into_iter().collect();
         items.iter().fold(self.number(items.len() as u64), |sum, item| sum.field(item))
     }
 
-    fn file(self, file: &InlineFile) -> Self {
+    pub(super) fn file(self, file: &InlineFile) -> Self {
         self.field(&file.name).field(&file.data)
     }
 
-    fn option_file(self, file: Option<&InlineFile>) -> Self {
+    pub(super) fn option_file(self, file: Option<&InlineFile>) -> Self {
         match file {
             None => self.flag(false),
             Some(file) => self.flag(true).file(file),
         }
     }
 
-    fn end(self) -> String {
+    pub(super) fn end(self) -> String {
         hex::encode(self.0.finalize())
     }
 }

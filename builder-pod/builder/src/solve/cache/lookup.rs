@@ -37,6 +37,8 @@ struct Round<'a> {
 
 #[derive(Default)]
 struct Trouble {
+    /// Operations whose entry is none.
+    unusable: BTreeSet<At>,
     /// The registry does not answer, or does not let us in: it is not asked any more.
     out: bool,
     warnings: Vec<String>,
@@ -47,6 +49,8 @@ struct Trouble {
 pub(in crate::solve) struct Found {
     /// The entries that are of use.
     pub hits: Hits,
+    /// Operations whose entry is none.
+    pub unusable: BTreeSet<At>,
     /// What is to be done.
     pub work: Work,
     /// Whether the cache answers: one that does not is not told anything either.
@@ -104,7 +108,7 @@ pub(in crate::solve) fn look_up(
     }
     let hits = round.found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let work = decide(plan, &|at| hits.contains_key(&at));
-    Ok(Found { hits, work, answers: !trouble.out })
+    Ok(Found { hits, unusable: trouble.unusable, work, answers: !trouble.out })
 }
 
 impl Round<'_> {
@@ -161,6 +165,7 @@ impl Round<'_> {
                     return;
                 }
                 let step = self.plan.stages[stage].ops[op].step;
+                trouble.unusable.insert((stage, op));
                 trouble
                     .warnings
                     .push(format!("the cache entry of step {step} is not usable: {}", failure.message));

@@ -4,19 +4,25 @@
 //! | module | does |
 //! |---|---|
 //! | `key` | plan -> keys; pure |
+//! | `inputs` | plan -> what each step depends on, in groups; pure |
 //! | `facts` | what keys need of files and downloads |
 //! | `decide` | which steps run and whose files are needed, given what the cache has; pure |
 //! | `lookup` | asks for entries, and puts their layers into the output |
+//! | `miss` | says why there was none: what the last build did is held against this one |
 //! | `pull` | layers of entries on their way in, where a step that runs reads them |
 //! | `save` | entries and indexes on their way out |
+//! | `mounts` | what caches of steps hold, from one build to the next |
 
 use kiln_contract::{Failure, reason};
 use sha2::{Digest as _, Sha256};
 
 pub(super) mod decide;
 pub(super) mod facts;
+pub(super) mod inputs;
 pub(super) mod key;
 pub(super) mod lookup;
+pub(super) mod miss;
+pub(super) mod mounts;
 pub(super) mod pull;
 pub(super) mod save;
 

@@ -7,22 +7,20 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Mutex, PoisonError};
 
 use kiln_contract::Descriptor;
-use kiln_contract::cache::CacheEntry;
+use kiln_contract::cache::{BuildRecord, CacheEntry};
 use kiln_contract::request::Compression;
 
 use super::{MAX_INDEX, index_key};
 use crate::courier::CourierError;
 use crate::engine::{LAYER_INDEX, View};
 use crate::layer::Blob;
+use crate::solve::Clock;
 use crate::solve::failure::{Halt, internal};
 use crate::solve::publish::{Publisher, descriptor};
 use crate::solve::shared::Shared;
 
 /// How much lower the priority is than a step's (`nice`): the least that there is.
 const NICE: i32 = 19;
-
-/// When an index was made: what it says is of no time.
-const ALWAYS: &str = "1970-01-01T00:00:00Z";
 
 /// What names an entry and what it says beside its layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +56,13 @@ pub(in crate::solve) enum Save {
         /// The index, as the engine wrote it.
         index: File,
     },
+    /// What the build did.
+    Record {
+        /// The build's name.
+        name: String,
+        /// All of it.
+        record: BuildRecord,
+    },
 }
 
 /// What became of them.
@@ -76,7 +81,9 @@ impl Outcome {
     pub fn warning(&self) -> Option<String> {
         let why = self.why.as_deref()?;
         if self.lost == 0 {
-            return Some(format!("layer indexes could not be kept in the cache: {why}"));
+            return Some(format!(
+                "not all that makes the next build quicker could be kept in the cache: {why}"
+            ));
         }
         let all = self.kept + self.lost;
         Some(format!("{} of {all} results could not be kept in the cache: {why}", self.lost))
@@ -88,6 +95,7 @@ pub(in crate::solve) fn keep_all(
     todo: Receiver<Save>,
     publisher: &Publisher<'_>,
     shared: &Shared<'_>,
+    clock: Clock<'_>,
     outcome: &Mutex<Outcome>,
 ) {
     // The thread's own priority; where the system refuses, it is merely less polite.
@@ -98,9 +106,9 @@ pub(in crate::solve) fn keep_all(
             continue;
         }
         // What can't be kept of them makes no build do a step again.
-        let counts = usize::from(!matches!(save, Save::Index { .. }));
+        let counts = usize::from(matches!(save, Save::Stored { .. } | Save::Made { .. }));
         let out = outcome.lock().unwrap_or_else(PoisonError::into_inner).out;
-        let kept = if out { Ok(false) } else { keep(save, publisher, shared).map(|()| true) };
+        let kept = if out { Ok(false) } else { keep(save, publisher, shared, clock).map(|()| true) };
         let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
         match kept {
             Ok(true) => outcome.kept += counts,
@@ -124,7 +132,7 @@ fn compress(index: &File, out: &mut File) -> Result<Blob, Halt> {
     Ok(packed.map_err(|e| internal(format!("compressing an index: {e}")))?)
 }
 
-fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<(), Halt> {
+fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>, clock: Clock<'_>) -> Result<(), Halt> {
     let put = |key: &str, entry: &CacheEntry, file| -> Result<(), CourierError> {
         shared.courier.cache_put(key, entry, file).map(drop)
     };
@@ -147,7 +155,8 @@ fn keep(save: Save, publisher: &Publisher<'_>, shared: &Shared<'_>) -> Result<()
                 return Ok(());
             }
             let layer = Descriptor { media_type: LAYER_INDEX.to_owned(), ..descriptor(&blob) };
-            Ok(put(&key, &CacheEntry { layer, diff_id, created: ALWAYS.to_owned() }, Some(packed.as_fd()))?)
+            Ok(put(&key, &CacheEntry { layer, diff_id, created: clock() }, Some(packed.as_fd()))?)
         }
+        Save::Record { name, record } => Ok(shared.courier.record_put(&name, &record)?),
     }
 }

@@ -8,27 +8,18 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::{CREATED, KEY, MANIFEST, empty};
 use crate::client::Client;
 use crate::error::Error;
 use crate::manifest::{Blob, Parsed, parse};
 use crate::name::{ImageName, is_digest};
 use crate::platform::Platform;
-use crate::pull::digest_of;
 use crate::push::{Origin, Put};
 
 /// What the artifact is.
-const ARTIFACT: &str = "application/vnd.kiln.cache.step.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// The config of artifacts that have none.
-const EMPTY: &str = "application/vnd.oci.empty.v1+json";
-/// The empty config's bytes.
-const EMPTY_BYTES: &[u8] = b"{}";
-/// Annotation: the tag again, so that an entry that was copied to another tag is none.
-const KEY: &str = "build.kiln.cache.key";
+pub(super) const ARTIFACT: &str = "application/vnd.kiln.cache.step.v1+json";
 /// Annotation of the layer.
 const DIFF_ID: &str = "build.kiln.cache.diff-id";
-/// Annotation: when the step ended.
-const CREATED: &str = "org.opencontainers.image.created";
 
 /// An entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,19 +85,6 @@ impl Client {
             Err(error) => Err(error),
         }
     }
-
-    /// Puts what all entries of a repository need there, once.
-    ///
-    /// # Errors
-    /// As [`Client::write_entry`].
-    pub async fn prepare_cache(&self, name: &ImageName) -> Result<(), Error> {
-        let empty = Blob {
-            media_type: EMPTY.to_owned(),
-            digest: digest_of(EMPTY_BYTES),
-            size: EMPTY_BYTES.len() as u64,
-        };
-        self.put_blob(name, &empty, &Origin::Bytes(Bytes::from_static(EMPTY_BYTES))).await.map(drop)
-    }
 }
 
 fn document(tag: &str, entry: &CacheEntry) -> serde_json::Value {
@@ -114,7 +92,7 @@ fn document(tag: &str, entry: &CacheEntry) -> serde_json::Value {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "artifactType": ARTIFACT,
-        "config": {"mediaType": EMPTY, "digest": digest_of(EMPTY_BYTES), "size": EMPTY_BYTES.len()},
+        "config": empty(),
         "layers": [{
             "mediaType": entry.layer.media_type,
             "digest": entry.layer.digest,
