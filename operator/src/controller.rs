@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kiln_api::ImageBuild;
 use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
@@ -165,9 +166,8 @@ async fn run_scope(
         ctx.clone(),
         scope.clone(),
         watcher(api(&ctx, &scope), watcher::Config::default()).modify(|object: &mut Object| {
-            // A third of what would be kept of each object.
             if let Ok(build) = &mut object.0 {
-                build.metadata.managed_fields = None;
+                slim(build);
             }
         }),
         synced,
@@ -194,6 +194,8 @@ async fn run_scope(
         let object = latest.get(&ObjectRef::new(&wake.1).within(&wake.0));
         if object.is_some_and(|object| wants_to_begin(&object)) { Kind::First } else { Kind::Other }
     };
+    let metrics = ctx.metrics.clone();
+    let waited = move |kind, time| metrics.waited(kind, time);
     let reconcile = move |(namespace, name): Wake| {
         // As it is now, which may be long after it was asked for. What is gone needs no look.
         let object = reader.get(&ObjectRef::new(&name).within(&namespace));
@@ -206,8 +208,20 @@ async fn run_scope(
             }
         }
     };
-    dispatch::run(triggers, ready, look, reconcile, shutdown).await;
+    dispatch::run(triggers, ready, look, waited, reconcile, shutdown).await;
     flux.abort();
+}
+
+/// Leaves what is needed of an object that is kept, without the room that reading it left behind it.
+fn slim(build: &mut ImageBuild) {
+    // A third of the object.
+    build.metadata.managed_fields = None;
+    if let Some(status) = &mut build.status {
+        status.conditions.shrink_to_fit();
+        status.steps.shrink_to_fit();
+        status.attempts.shrink_to_fit();
+        status.history.shrink_to_fit();
+    }
 }
 
 /// Whether a build has no attempt under way and may get one.
@@ -360,7 +374,7 @@ mod tests {
         wants_to_begin(&DeserializeGuard(Ok(build)))
     }
 
-    fn build() -> kiln_api::ImageBuild {
+    fn build() -> ImageBuild {
         let build = json!({"metadata": {"name": "app", "generation": 1}, "spec": {
             "source": {"inline": {"files": []}}, "output": {"image": "r.x/a:1"}}});
         serde_json::from_value(build).expect("an ImageBuild")

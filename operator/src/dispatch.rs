@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::{DelayQueue, delay_queue};
 
@@ -16,11 +17,13 @@ use crate::journals::Wake;
 use crate::turns::{Kind, Turns};
 
 /// Reconciles whom `triggers` name once `ready` is, until `shutdown`; what is under way then is finished. `kind` says what an
-/// object wants, as it is now. `reconcile` says when to look at it again where nothing triggers that.
+/// object wants, as it is now. `waited` is told how long an object waited for its turn. `reconcile` says when to look at it again
+/// where nothing triggers that.
 pub async fn run<F>(
     triggers: impl Stream<Item = Wake> + Send,
     ready: impl Future<Output = ()> + Send,
     kind: impl Fn(&Wake) -> Kind + Send,
+    waited: impl Fn(Kind, Duration) + Send,
     reconcile: impl Fn(Wake) -> F + Send,
     shutdown: CancellationToken,
 ) where
@@ -28,12 +31,17 @@ pub async fn run<F>(
 {
     tokio::pin!(triggers, ready);
     let mut turns = Turns::default();
+    // Since when those wait that do.
+    let mut asked: HashMap<Wake, Instant> = HashMap::new();
     let mut again = Again::default();
     let mut tasks = JoinSet::new();
     let mut is_ready = false;
     loop {
         while is_ready && !shutdown.is_cancelled() {
-            let Some(key) = turns.next() else { break };
+            let Some((key, kind)) = turns.next() else { break };
+            if let Some(since) = asked.remove(&key) {
+                waited(kind, since.elapsed());
+            }
             again.remove(&key);
             let work = reconcile(key.clone());
             tasks.spawn(async move { (key, work.await) });
@@ -41,7 +49,7 @@ pub async fn run<F>(
         if shutdown.is_cancelled() && tasks.is_empty() {
             return;
         }
-        tokio::select! {
+        let wanted = tokio::select! {
             biased;
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => match ended {
                 Ok((key, wait)) => {
@@ -49,25 +57,28 @@ pub async fn run<F>(
                     if let Some(wait) = wait {
                         again.insert(key, wait);
                     }
+                    None
                 }
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 // Nothing cancels one.
-                Err(_) => {}
+                Err(_) => None,
             },
-            () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
-            () = &mut ready, if !is_ready => is_ready = true,
-            Some(key) = again.next() => {
-                let kind = kind(&key);
-                turns.want(key, kind);
+            () = shutdown.cancelled(), if !shutdown.is_cancelled() => None,
+            () = &mut ready, if !is_ready => {
+                is_ready = true;
+                None
             }
+            Some(key) = again.next() => Some(key),
             trigger = triggers.next() => match trigger {
-                Some(key) => {
-                    let kind = kind(&key);
-                    turns.want(key, kind);
-                }
+                Some(key) => Some(key),
                 // The watches never end.
                 None => return,
             },
+        };
+        if let Some(key) = wanted {
+            let kind = kind(&key);
+            asked.entry(key.clone()).or_insert_with(Instant::now);
+            turns.want(key, kind);
         }
     }
 }
@@ -150,12 +161,15 @@ mod tests {
             send.send(key("again")).unwrap();
             std::future::pending::<()>().await;
         };
+        let waits: Mutex<Vec<(Kind, u64)>> = Mutex::default();
+        let waited = |kind, time: Duration| waits.lock().unwrap().push((kind, time.as_secs()));
         tokio::select! {
-            () = run(stream_of(receive), ready, |_| Kind::Other, reconcile, shutdown) => {}
+            () = run(stream_of(receive), ready, |_| Kind::Other, waited, reconcile, shutdown) => {}
             () = later => unreachable!(),
         }
         let names: Vec<_> = seen.lock().unwrap().iter().map(|(at, name)| format!("{name} {at}")).collect();
         assert_eq!(names, ["again 5", "once 5", "again 15", "again 19", "again 29"]);
+        assert_eq!(waits.into_inner().unwrap(), [5, 5, 0, 0, 0].map(|seconds| (Kind::Other, seconds)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -180,7 +194,7 @@ mod tests {
             late.cancelled().await;
             let _ = more.send(key("b"));
         });
-        run(stream_of(receive), async {}, |_| Kind::First, reconcile, shutdown).await;
+        run(stream_of(receive), async {}, |_| Kind::First, |_, _| {}, reconcile, shutdown).await;
         assert_eq!(*ended.lock().unwrap(), ["a"]);
     }
 }

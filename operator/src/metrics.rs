@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kiln_api::ImageBuildStatus;
 use kiln_api::v1alpha1::{FailureClass, RunResult, condition};
+use kiln_contract::reason;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -18,6 +19,7 @@ use crate::image_build::conditions::{self, reasons};
 use crate::image_build::error::ReconcileError;
 use crate::image_build::events::{begun_attempts, ended_runs};
 use crate::run_phases::{RunPhase, cached_steps, run_phases};
+use crate::turns::Kind;
 
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -99,6 +101,29 @@ impl BuildPhase {
     }
 }
 
+/// What a run that has not ended waits for, as a label: the words of `status.queue.reason` and of conditions.
+const WAITS: [&str; 9] = [
+    "Total",
+    "Namespace",
+    "Policy",
+    "Quota",
+    reasons::UNSCHEDULABLE,
+    reasons::WAITING_FOR_SECRET,
+    reasons::WAITING_FOR_CLAIM,
+    reason::SOURCE_NOT_FOUND,
+    reasons::RETRYING,
+];
+
+/// What a build waits for, if it does.
+fn wait_of(status: &ImageBuildStatus) -> Option<&'static str> {
+    let ready = conditions::find(status, condition::READY).filter(|c| c.status == "Unknown")?;
+    let word = match (ready.reason.as_str(), &status.queue) {
+        (reasons::QUEUED, Some(queue)) => &queue.reason,
+        _ => &ready.reason,
+    };
+    WAITS.into_iter().find(|wait| wait == word)
+}
+
 /// What is written to the API server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {
@@ -133,9 +158,11 @@ impl Write {
 pub struct Metrics {
     registry: Registry,
     builds: Family<Labels<1>, Gauge>,
+    waiting: Family<Labels<1>, Gauge>,
     reconciles: Family<Labels<1>, Counter>,
     reconcile_errors: Family<Labels<1>, Counter>,
     reconcile_duration: Histogram,
+    reconcile_wait: Family<Labels<1>, Histogram, fn() -> Histogram>,
     runs: Family<Labels<2>, Counter>,
     failures: Family<Labels<1>, Counter>,
     run_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
@@ -162,9 +189,11 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("kiln"),
             builds: Family::default(),
+            waiting: Family::default(),
             reconciles: Family::default(),
             reconcile_errors: Family::default(),
             reconcile_duration: Histogram::new(RECONCILE_SECONDS),
+            reconcile_wait: Family::new_with_constructor(|| Histogram::new(RECONCILE_SECONDS)),
             runs: Family::default(),
             failures: Family::default(),
             run_duration: Family::new_with_constructor(run_histogram),
@@ -204,6 +233,9 @@ impl Metrics {
         for result in ["cached", "executed"] {
             drop(metrics.steps.get_or_create(&[("result", result)]));
         }
+        for kind in [Kind::First, Kind::Other] {
+            drop(metrics.reconcile_wait.get_or_create(&[("kind", turn(kind))]));
+        }
         for kind in ["first", "retry"] {
             drop(metrics.attempts.get_or_create(&[("kind", kind)]));
         }
@@ -215,6 +247,11 @@ impl Metrics {
         let seconds = || Unit::Seconds;
         r.register("build", "The operator", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         r.register("builds", "ImageBuilds, by where they stand", self.builds.clone());
+        r.register(
+            "builds_waiting",
+            "Runs that wait, by what for: a place, quota, a node, an object that is not there, the next attempt",
+            self.waiting.clone(),
+        );
         r.register("reconciles", "Reconciles, by result", self.reconciles.clone());
         r.register(
             "reconcile_errors",
@@ -226,6 +263,12 @@ impl Metrics {
             "How long a reconcile took",
             seconds(),
             self.reconcile_duration.clone(),
+        );
+        r.register_with_unit(
+            "reconcile_wait",
+            "How long an object waited for its turn to be reconciled: builds that want to begin, and all others",
+            seconds(),
+            self.reconcile_wait.clone(),
         );
         r.register("runs", "Runs that ended, by result and by class of failure", self.runs.clone());
         r.register("run_failures", "Runs that failed, by reason", self.failures.clone());
@@ -263,6 +306,11 @@ impl Metrics {
         if let Err(error) = result {
             self.reconcile_errors.get_or_create(&[("class", error.class())]).inc();
         }
+    }
+
+    /// An object has got its turn to be reconciled, after so long.
+    pub fn waited(&self, kind: Kind, time: Duration) {
+        self.reconcile_wait.get_or_create(&[("kind", turn(kind))]).observe(time.as_secs_f64());
     }
 
     /// A status was stored in place of another: counts the runs that ended and the attempts that began with it.
@@ -309,15 +357,23 @@ impl Metrics {
     pub fn show_builds<'a>(&self, now: Timestamp, all: impl IntoIterator<Item = &'a ImageBuildStatus>) {
         let mut counts = [0; BuildPhase::ALL.len()];
         let mut oldest = [0; BuildPhase::ALL.len()];
+        let mut waiting = WAITS.map(|wait| (wait, 0));
         for status in all {
             let phase = BuildPhase::of(status) as usize;
             counts[phase] += 1;
+            if let Some(entry) = wait_of(status).and_then(|w| waiting.iter_mut().find(|(word, _)| *word == w))
+            {
+                entry.1 += 1;
+            }
             if let (Some(start), None) = (&status.start_time, &status.completion_time) {
                 oldest[phase] = oldest[phase].max(now.as_second() - start.0.as_second());
             }
         }
         for (phase, count) in BuildPhase::ALL.into_iter().zip(counts) {
             self.builds.get_or_create(&[("phase", phase.word())]).set(count);
+        }
+        for (wait, count) in waiting {
+            self.waiting.get_or_create(&[("reason", wait)]).set(count);
         }
         for phase in [BuildPhase::Pending, BuildPhase::Queued, BuildPhase::Building] {
             self.oldest.get_or_create(&[("phase", phase.word())]).set(oldest[phase as usize]);
@@ -357,6 +413,14 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+/// Whose turn, as a label.
+fn turn(kind: Kind) -> &'static str {
+    match kind {
+        Kind::First => "first",
+        Kind::Other => "other",
     }
 }
 

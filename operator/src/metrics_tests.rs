@@ -60,6 +60,7 @@ fn reconciles_runs_and_attempts_are_counted() {
     let metrics = Metrics::new();
     metrics.reconciled(Ok(()), Duration::from_millis(2));
     metrics.reconciled(Err(&ReconcileError::Conflict), Duration::from_secs(1));
+    metrics.waited(Kind::First, Duration::from_millis(50));
     let mut status = running();
     for (number, finish) in [(1, None), (2, Some(pushed()))] {
         let before = status.clone();
@@ -88,6 +89,9 @@ fn reconciles_runs_and_attempts_are_counted() {
         "kiln_reconcile_errors_total{class=\"conflict\"} 1",
         "kiln_reconcile_duration_seconds_bucket{le=\"0.003\"} 1",
         "kiln_reconcile_duration_seconds_count 2",
+        "kiln_reconcile_wait_seconds_bucket{le=\"0.03\",kind=\"first\"} 0",
+        "kiln_reconcile_wait_seconds_bucket{le=\"0.1\",kind=\"first\"} 1",
+        "kiln_reconcile_wait_seconds_count{kind=\"other\"} 0",
         "kiln_builds{phase=\"pending\"} 2",
         "kiln_builds{phase=\"succeeded\"} 1",
         "kiln_oldest_run_seconds{phase=\"pending\"} 100",
@@ -131,6 +135,48 @@ fn phases_follow_the_conditions() {
         assert_eq!(phase(status, &Phase::Finished), expected);
     }
     assert!(BuildPhase::ALL.iter().enumerate().all(|(n, phase)| *phase as usize == n));
+}
+
+#[test]
+fn builds_that_wait_are_counted_by_what_they_wait_for() {
+    use crate::image_build::conditions::{Phase, set};
+    let waits = |reason: &str, queue: Option<&str>| {
+        let mut status = running();
+        status.queue =
+            queue.map(|reason| kiln_api::v1alpha1::QueueStatus { position: 1, reason: reason.to_owned() });
+        set(&mut status, &Phase::active(reason, ""), 1, at(0));
+        status
+    };
+    let mut ended = waits(reasons::UNSCHEDULABLE, None);
+    let lost = Failure::new(kiln_contract::FailureClass::Infrastructure, reasons::UNSCHEDULABLE, "m");
+    finish_run(&mut ended, Finish::Failed(lost), "ns", at(9));
+    set(&mut ended, &Phase::Finished, 1, at(9));
+    let all = [
+        waits(reasons::QUEUED, Some("Namespace")),
+        waits(reasons::QUEUED, Some("Namespace")),
+        waits(reasons::QUEUED, Some("Quota")),
+        waits(reasons::UNSCHEDULABLE, None),
+        waits(reasons::BUILDING, None),
+        ended,
+    ];
+    let metrics = Metrics::new();
+    metrics.show_builds(at(10), &all);
+    let text = lines(&metrics);
+    let waiting: Vec<_> =
+        text.lines().filter(|l| l.starts_with("kiln_builds_waiting{") && !l.ends_with(" 0")).collect();
+    assert_eq!(waiting.len(), 3, "{text}");
+    for line in [
+        "kiln_builds_waiting{reason=\"Namespace\"} 2",
+        "kiln_builds_waiting{reason=\"Quota\"} 1",
+        "kiln_builds_waiting{reason=\"Unschedulable\"} 1",
+    ] {
+        assert!(waiting.contains(&line), "{line:?} is not in:\n{text}");
+    }
+    metrics.show_builds(at(10), &[]);
+    assert!(
+        lines(&metrics).contains("kiln_builds_waiting{reason=\"Namespace\"} 0\n"),
+        "nobody waits any more"
+    );
 }
 
 #[test]

@@ -67,9 +67,9 @@ impl<K: Clone + Eq + Hash> Turns<K> {
         }
     }
 
-    /// The next one whose turn it is; it has to be given back with [`Turns::done`].
-    pub fn next(&mut self) -> Option<K> {
-        [Kind::First, Kind::Other].into_iter().find_map(|kind| self.next_of(kind))
+    /// The next one whose turn it is, and as what; it has to be given back with [`Turns::done`].
+    pub fn next(&mut self) -> Option<(K, Kind)> {
+        [Kind::First, Kind::Other].into_iter().find_map(|kind| Some((self.next_of(kind)?, kind)))
     }
 
     fn limit(&self, kind: Kind) -> usize {
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn all(turns: &mut Turns<u32>) -> Vec<u32> {
-        std::iter::from_fn(|| turns.next()).collect()
+        std::iter::from_fn(|| turns.next()).map(|(key, _)| key).collect()
     }
 
     #[test]
@@ -185,13 +185,13 @@ mod tests {
                     1 => { turns.want(key, Kind::Other); wished.insert(key); }
                     _ => if running.remove(&key) { turns.done(&key); },
                 }
-                while let Some(next) = turns.next() {
+                while let Some((next, _)) = turns.next() {
                     prop_assert!(running.insert(next) && wished.remove(&next));
                 }
             }
             while let Some(key) = running.pop_first() {
                 turns.done(&key);
-                while let Some(next) = turns.next() {
+                while let Some((next, _)) = turns.next() {
                     prop_assert!(running.insert(next) && wished.remove(&next));
                 }
             }
