@@ -9,6 +9,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod cache;
 mod cache_mounts;
+mod clock;
 mod contract;
 mod demo;
 mod failures;
