@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use kiln_contract::report::Outcome;
 use kiln_contract::request::BuildRequest;
 use kiln_git::added;
 use kiln_registry::{Client, Credentials, Mirror, Proxy, Registries, RetryPolicy};
+use tokio::io::AsyncWrite;
 use tokio::net::UnixListener;
+use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
@@ -316,6 +318,16 @@ async fn find_agent(session: &Arc<Session>, id: String) -> Result<Option<agent::
     task.await.map_err(|e| internal(e.to_string()))?
 }
 
+/// Writes to what the builder gave. A pipe takes what there is at once, without a thread that waits for it.
+fn writer(fd: OwnedFd) -> std::io::Result<Box<dyn AsyncWrite + Unpin + Send>> {
+    let file = std::fs::File::from(fd);
+    Ok(if file.metadata()?.file_type().is_fifo() {
+        Box::new(pipe::Sender::from_file(file)?)
+    } else {
+        Box::new(tokio::fs::File::from_std(file))
+    })
+}
+
 async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Result<Reply, Failure> {
     let needed = |fd: Option<OwnedFd>| fd.ok_or_else(|| internal("the call came without its descriptor"));
     match call {
@@ -331,7 +343,7 @@ async fn answer(session: &Arc<Session>, call: Call, fd: Option<OwnedFd>) -> Resu
         }
         Call::ReadBlob { image, blob } => {
             let (name, blob, purpose) = session.base_blob(&image, &blob.digest)?;
-            let mut out = tokio::fs::File::from_std(needed(fd)?.into());
+            let mut out = writer(needed(fd)?).map_err(|e| internal(format!("taking a pipe: {e}")))?;
             let read = session.client_for(purpose).read_blob(&name, &blob, &mut out).await;
             read.map_err(|e| of_registry(&e, purpose))?;
             Ok(Reply::Done)

@@ -11,7 +11,7 @@ use kiln_contract::{Descriptor, Failure, FailureClass, reason};
 use super::arrivals::Arrivals;
 use super::cache::save::Save;
 use super::failure::{Halt, internal, of_engine};
-use super::publish::Publisher;
+use super::publish::{Publisher, wide_pipe};
 use super::shared::Shared;
 use crate::courier::CourierError;
 use crate::engine::{EngineError, Unpacked};
@@ -142,7 +142,7 @@ pub(super) fn fetch(
     take: impl FnOnce(OwnedFd) -> Result<Unpacked, EngineError>,
 ) -> Result<Unpacked, Halt> {
     let Wanted { image, named, blob, diff_id } = wanted;
-    let (read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
+    let (read, write) = wide_pipe()?;
     let (sent, unpacked) = std::thread::scope(|s| {
         let sending = s.spawn(|| shared.courier.read_blob(image, blob, write.into()));
         let unpacked = take(read.into());

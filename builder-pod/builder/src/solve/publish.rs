@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
+use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +29,7 @@ const WAITING: usize = 2;
 /// Layers that are sent at a time when they are whole; each takes a connection to the registry. A large one that waits for its
 /// turn here has begun its way already.
 const SENDERS: usize = 2;
-/// Bytes between the tar's writer and the compressor: a block of the latter, and what a user without privileges may have.
+/// Bytes between who writes and who reads a layer: a block of the compressor, and what a user without privileges may have.
 const PIPE: usize = 1 << 20;
 /// How much lower the priority of compression is than that of the step that runs beside it (`nice`).
 const NICE: i32 = 10;
@@ -77,6 +78,14 @@ pub(super) struct Publisher<'a> {
     bases: Mutex<VecDeque<(&'a str, &'a Descriptor)>>,
     packed: Mutex<Option<Receiver<Packed>>>,
     names: AtomicU64,
+}
+
+/// A pipe for a layer.
+pub(super) fn wide_pipe() -> Result<(PipeReader, PipeWriter), Halt> {
+    let (read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
+    // Where the user has no more room for pipes, the two take turns more often.
+    let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+    Ok((read, write))
 }
 
 impl<'a> Publisher<'a> {
@@ -187,9 +196,7 @@ impl<'a> Publisher<'a> {
         spool: &mut Spool<'_>,
     ) -> Result<Blob, Halt> {
         let (index, copy) = self.new_index()?.unzip();
-        let (mut read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
-        // Where the user has no more room for pipes, the two take turns more often.
-        let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+        let (mut read, write) = wide_pipe()?;
         let (diffed, blob) = std::thread::scope(|s| {
             let diffing = s.spawn(|| shared.engine.diff(view, stubs, self.epoch, write.into(), copy));
             let blob = self.pack.pack(&mut read, spool);

@@ -112,7 +112,7 @@ impl<R: Read> TarReader<R> {
 
     /// Reads on to the end of the stream, whatever is there: a digest covers what follows the archive, too.
     pub fn drain(mut self) -> Result<R, TreeError> {
-        io::copy(&mut self.input, &mut io::sink()).map_err(read_error)?;
+        pass(&mut self.input, u64::MAX).map_err(read_error)?;
         Ok(self.input)
     }
 
@@ -213,7 +213,7 @@ impl<R: Read> TarReader<R> {
 
     fn skip(&mut self) -> Result<(), TreeError> {
         let want = self.left + self.pad;
-        let got = io::copy(&mut (&mut self.input).take(want), &mut io::sink()).map_err(read_error)?;
+        let got = pass(&mut self.input, want).map_err(read_error)?;
         // The padding of the last entry may be missing, as in Go.
         if got < self.left {
             return Err(bad("it ends within a file"));
@@ -236,6 +236,23 @@ impl<R: Read> Read for TarReader<R> {
         self.left -= got as u64;
         Ok(got)
     }
+}
+
+/// Reads up to `want` bytes and drops them; how many there were. In pieces of up to 256 KiB: who decompresses has to move what it
+/// looks back on with every read, and `io::copy` asks for 8 KiB.
+fn pass(input: &mut impl Read, want: u64) -> io::Result<u64> {
+    let mut buffer = vec![0; usize::try_from(want.min(256 << 10)).unwrap_or_default()];
+    let mut got = 0;
+    while got < want {
+        let room = buffer.len().min(usize::try_from(want - got).unwrap_or(usize::MAX));
+        match input.read(&mut buffer[..room]) {
+            Ok(0) => break,
+            Ok(n) => got += n as u64,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(got)
 }
 
 fn padding(size: u64) -> u64 {
