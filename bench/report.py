@@ -69,7 +69,9 @@ def row(builder, setting, runs):
     used = quiet or good
     if not used:
         return {**answer, "why": why[0]}
-    numbers = [key for key, value in used[0].items() if key not in LEFT_OUT and isinstance(value, (int, float))]
+    # What the first round alone has, the comparison of images, is no figure.
+    numbers = [key for key, value in used[0].items()
+               if key not in LEFT_OUT and isinstance(value, (int, float)) and all(key in run for run in used)]
     answer.update({key: statistics.median(run[key] for run in used) for key in numbers})
     answer.update({"wall_min": min(run["wall"] for run in used), "wall_max": max(run["wall"] for run in used), "runs": len(used),
                    "left_out": len(good) - len(used), "failed": len(why), "disturbed": not quiet, "command": used[0]["command"]})
