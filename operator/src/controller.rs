@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kiln_api::ImageBuild;
 use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
@@ -166,8 +165,9 @@ async fn run_scope(
         ctx.clone(),
         scope.clone(),
         watcher(api(&ctx, &scope), watcher::Config::default()).modify(|object: &mut Object| {
+            // A third of what would be kept of each object.
             if let Ok(build) = &mut object.0 {
-                slim(build);
+                build.metadata.managed_fields = None;
             }
         }),
         synced,
@@ -210,18 +210,6 @@ async fn run_scope(
     };
     dispatch::run(triggers, ready, look, waited, reconcile, shutdown).await;
     flux.abort();
-}
-
-/// Leaves what is needed of an object that is kept, without the room that reading it left behind it.
-fn slim(build: &mut ImageBuild) {
-    // A third of the object.
-    build.metadata.managed_fields = None;
-    if let Some(status) = &mut build.status {
-        status.conditions.shrink_to_fit();
-        status.steps.shrink_to_fit();
-        status.attempts.shrink_to_fit();
-        status.history.shrink_to_fit();
-    }
 }
 
 /// Whether a build has no attempt under way and may get one.
@@ -374,7 +362,7 @@ mod tests {
         wants_to_begin(&DeserializeGuard(Ok(build)))
     }
 
-    fn build() -> ImageBuild {
+    fn build() -> kiln_api::ImageBuild {
         let build = json!({"metadata": {"name": "app", "generation": 1}, "spec": {
             "source": {"inline": {"files": []}}, "output": {"image": "r.x/a:1"}}});
         serde_json::from_value(build).expect("an ImageBuild")

@@ -18,6 +18,7 @@ use crate::image_build::catalog;
 use crate::image_build::conditions::{self, reasons};
 use crate::image_build::error::ReconcileError;
 use crate::image_build::events::{begun_attempts, ended_runs};
+use crate::queue::words;
 use crate::run_phases::{RunPhase, cached_steps, run_phases};
 use crate::turns::Kind;
 
@@ -103,10 +104,10 @@ impl BuildPhase {
 
 /// What a run that has not ended waits for, as a label: the words of `status.queue.reason` and of conditions.
 const WAITS: [&str; 9] = [
-    "Total",
-    "Namespace",
-    "Policy",
-    "Quota",
+    words::TOTAL,
+    words::NAMESPACE,
+    words::POLICY,
+    words::QUOTA,
     reasons::UNSCHEDULABLE,
     reasons::WAITING_FOR_SECRET,
     reasons::WAITING_FOR_CLAIM,

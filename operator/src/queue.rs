@@ -96,6 +96,18 @@ pub struct Place {
     pub wait: Wait,
 }
 
+/// The words that `status.queue.reason` may be.
+pub mod words {
+    /// So many builds run in all.
+    pub const TOTAL: &str = "Total";
+    /// So many run in the namespace.
+    pub const NAMESPACE: &str = "Namespace";
+    /// So many run in the namespaces of a BuildPolicy.
+    pub const POLICY: &str = "Policy";
+    /// The namespace's ResourceQuota is used up; this is no place in the queue.
+    pub const QUOTA: &str = "Quota";
+}
+
 /// The limit that is reached, the narrowest one; with the number of builds that it allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wait {
@@ -123,9 +135,9 @@ impl Wait {
     /// The word for `status.queue.reason`.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Total(_) => "Total",
-            Self::Namespace(_) => "Namespace",
-            Self::Policy(..) => "Policy",
+            Self::Total(_) => words::TOTAL,
+            Self::Namespace(_) => words::NAMESPACE,
+            Self::Policy(..) => words::POLICY,
         }
     }
 }

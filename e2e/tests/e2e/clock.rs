@@ -54,8 +54,7 @@ fn said(operator: &WithWrongClock, ahead: i64) -> Result<()> {
     let log = operator.log()?;
     let line = log.lines().find(|line| line.contains("clock differs")).with_context(|| log.clone())?;
     let line: Value = serde_json::from_str(line)?;
-    let seconds = line["fields"]["seconds"].as_i64().or_else(|| line["seconds"].as_i64());
-    let seconds = seconds.with_context(|| line.to_string())?;
+    let seconds = line["seconds"].as_i64().with_context(|| line.to_string())?;
     ensure!((seconds - ahead).abs() <= EXACT, "{ahead} s, and it says {line}");
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::start::{Start, start};
 use super::validate::Buildable;
 use super::{kubelet, names, steps};
 use crate::mutant;
+use crate::queue::words;
 
 /// Seconds after an order to stop before the kubelet is told to end the pod.
 const STOP_GRACE: i64 = 45;
@@ -139,7 +140,7 @@ impl Decider<'_> {
             }
             CreationFaultKind::Missing(failure) => Phase::active(&failure.reason, failure.message.clone()),
             CreationFaultKind::Quota(words) => {
-                self.s.queue = Some(QueueStatus { position: 0, reason: "Quota".to_owned() });
+                self.s.queue = Some(QueueStatus { position: 0, reason: words::QUOTA.to_owned() });
                 Phase::active(reasons::QUEUED, words.clone())
             }
         };

@@ -10,6 +10,7 @@ use kiln_contract::text::truncate;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
 use super::conditions::{self, reasons};
+use crate::queue::words;
 
 /// Bytes of a note at most: the API server refuses more.
 const MAX_NOTE: usize = 1024;
@@ -187,7 +188,7 @@ fn attempt_started(attempt: &AttemptStatus) -> Transition {
 
 fn queued(before: &ImageBuildStatus, after: &ImageBuildStatus) -> Option<Transition> {
     // Which of the limits it waits for may change with every build that ends.
-    let quota = |queue: &QueueStatus| queue.reason == "Quota";
+    let quota = |queue: &QueueStatus| queue.reason == words::QUOTA;
     let queue = after.queue.as_ref()?;
     if before.run == after.run && before.queue.as_ref().map(quota) == Some(quota(queue)) {
         return None;

@@ -16,7 +16,7 @@ use super::cache::pull::tree as entry_tree;
 use super::cache::save::Save;
 use super::cache::{At, MAX_INDEX, decide, index_key, is_out};
 use super::failure::{Halt, internal, of_engine};
-use super::publish::Publisher;
+use super::publish::{Publisher, wide_pipe};
 use super::shared::Shared;
 
 use crate::engine::{LAYER_INDEX, Unpacked};
@@ -295,7 +295,7 @@ fn unpack(
     index: &Index,
     part: &Part,
 ) -> Result<Result<Unpacked, String>, Halt> {
-    let (read, write) = std::io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
+    let (read, write) = wide_pipe()?;
     let (written, unpacked) = std::thread::scope(|s| {
         let writing =
             s.spawn(|| tree::write_part(&index.file, &index.links, part, File::from(OwnedFd::from(write))));

@@ -23,7 +23,7 @@ use crate::solve::Clock;
 use crate::solve::bases::{Wanted, fetch};
 use crate::solve::failure::{Halt, internal, of_engine};
 use crate::solve::log::{Entry, Log};
-use crate::solve::publish::{Publisher, descriptor};
+use crate::solve::publish::{Publisher, descriptor, wide_pipe};
 use crate::solve::shared::Shared;
 
 /// Bytes of what one cache holds at most, compressed: a package manager's cache of a large project has some hundred MiB, and
@@ -249,7 +249,7 @@ fn pack(
     tree: &str,
     take: impl FnOnce(&mut PipeReader) -> Result<Blob, LayerError>,
 ) -> Result<(Blob, Diff), Halt> {
-    let (mut read, write) = io::pipe().map_err(|e| internal(format!("making a pipe: {e}")))?;
+    let (mut read, write) = wide_pipe()?;
     let (written, blob) = std::thread::scope(|scope| {
         let writing = scope.spawn(|| shared.engine.archive(tree, write.into()));
         let blob = take(&mut read);
